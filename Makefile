@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup quickstart test test-fast lint format clean
+
+setup: $(VENV)/.ready
+
+# torch goes first and pinned: left to itself, pip would fetch a CUDA build of several gigabytes.
+$(VENV)/.ready: constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/megaokd quickstart
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,54 @@
+"""The command `megaokd`: a subcommand for training and one for each file in tools/."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from megaokd.errors import UserError
+from megaokd.version import __version__
+
+# Subcommand -> (module with `main(argv)`, one line of help). Modules are imported when asked for: `megaokd --help`
+# must not wait for torch.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("megaokd.train_command", "train or distil a student: train CONFIG.yaml [section.key=value ...]"),
+    "corpus": ("megaokd.tools.corpus", "signature -> docstring pairs from installed Python packages"),
+    "tokenizer": ("megaokd.tools.tokenizer", "train a sentencepiece tokenizer"),
+    "preprocess": ("megaokd.tools.preprocess", "text or instruction data -> token data"),
+    "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
+    "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to a subcommand; a `UserError` becomes one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"megaokd {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"megaokd: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    return run(module.main, arguments[1:])
+
+
+def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command's `main(argv)`, turning a user's mistake into one line and exit status 2."""
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(f"megaokd: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: megaokd COMMAND [...]   (megaokd COMMAND --help for its options)", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

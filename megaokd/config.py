@@ -1,0 +1,214 @@
+"""The configuration: one YAML file of dataclasses, with dotted overrides.
+
+Every key is declared here with its type, default and unit. pydantic checks the types; `load_config` turns what it
+finds into one sentence that names the key, the line, the value and the nearest valid key.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Weights = dict[Literal["ce", "forward_kl", "reverse_kl", "jsd"], NonNegativeFloat]
+
+LinearName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR: tuple[LinearName, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class OnlineModules:
+    """The trainable part of the teacher: LoRA on linear layers of its last decoder layers."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Positive = 8
+    alpha: PositiveFloat = 16.0
+    """The module's output is scaled by alpha / rank."""
+    layers: Positive | None = None
+    """How many of the last decoder layers carry modules; default: a quarter, rounded up."""
+    targets: tuple[LinearName, ...] = ALL_LINEAR
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Teacher:
+    """The frozen teacher. Without `path` there is none: plain supervised training of the student."""
+
+    path: str | None = None
+    """A Hugging Face model folder (safetensors)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the frozen weights are stored in memory."""
+    online: OnlineModules | None = Field(default_factory=OnlineModules)
+    """Online modules; null freezes the teacher altogether (plain distillation)."""
+    check_frozen_every: NonNegative = 0
+    """Compare a hash of the frozen weights with the one at the start every N steps; 0: never."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Architecture:
+    """A decoder of the Llama family. The vocabulary size comes from the tokenizer of the training data."""
+
+    hidden_size: Positive = 256
+    num_layers: Positive = 4
+    num_heads: Positive = 4
+    num_kv_heads: Positive | None = None
+    """Default: num_heads."""
+    head_dim: Positive | None = None
+    """Default: hidden_size / num_heads."""
+    intermediate_size: Positive | None = None
+    """Default: 8/3 of hidden_size, rounded up to a multiple of 32."""
+    rope_theta: PositiveFloat = 10000.0
+    norm_eps: PositiveFloat = 1e-5
+    tied_head: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: PositiveFloat = 0.02
+    max_positions: Positive = 2048
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Student:
+    """The model that is trained: from a Hugging Face folder, or from scratch with an architecture."""
+
+    path: str | None = None
+    architecture: Architecture = Field(default_factory=Architecture)
+    """Used where `path` is not given."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Objective:
+    """L_s = sum of weighted terms for the student, L_t the same for the online modules (docs/design.md)."""
+
+    student: Weights = Field(default_factory=lambda: {"ce": 1.0, "forward_kl": 1.0})
+    teacher: Weights = Field(default_factory=lambda: {"ce": 1.0, "forward_kl": 0.1})
+    temperature: PositiveFloat = 1.0
+    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Parallel:
+    """The layout. Data parallelism is what is left of the world size: world / (tensor * pipeline)."""
+
+    tensor: Positive = 1
+    pipeline: Positive = 1
+    virtual_stages: Positive = 1
+    """Stages a pipeline rank holds; more than 1 needs schedule: interleaved1f1b."""
+    schedule: Literal["1f1b", "interleaved1f1b"] = "1f1b"
+    sequence_parallel: bool = False
+    """Split activations between the tensor-parallel regions along the sequence."""
+    recompute: bool = False
+    """Recompute each decoder layer in backward instead of keeping its activations."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Data:
+    """Tokenized data sets, as `megaokd preprocess` writes them."""
+
+    train: str
+    validation: str | None = None
+    sequence_length: Positive = 512
+    """Longer examples are cut at the end."""
+    bucket: Positive = 32
+    """A batch is padded to the longest example of the global batch, rounded up to a multiple of this."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class OptimizerGroup:
+    """AdamW and schedule of one parameter group."""
+
+    lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    """Not applied to norms and biases."""
+    clip: NonNegativeFloat = 1.0
+    """Largest gradient norm of this group; 0: not clipped."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: NonNegative = 0
+    min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The schedule ends at lr * min_lr_ratio."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class OnlineGroup(OptimizerGroup):
+    """The group of the online modules: gentler defaults, the same keys."""
+
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Optimizer:
+    """One group for the student, one for the online modules."""
+
+    student: OptimizerGroup = Field(default_factory=OptimizerGroup)
+    online: OnlineGroup = Field(default_factory=OnlineGroup)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Train:
+    """The loop."""
+
+    steps: Positive
+    global_batch: Positive = 32
+    """Examples an optimizer step, over all ranks."""
+    micro_batch: Positive = 8
+    """Examples a forward pass, on each data-parallel rank."""
+    seed: NonNegative = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: fp32 weights and gradients, bf16 matrix products (autocast)."""
+    zero_stage: Literal[1, 2] = 1
+    validate_every: NonNegative = 0
+    validation_batches: Positive | None = None
+    """Global batches a validation; default: the whole validation set."""
+    best_metric: str = "validation/student_ce"
+    """The lowest value of this metric decides which checkpoint is kept as best."""
+    early_stopping: NonNegative = 0
+    """Stop after this many validations without a better value; 0: never."""
+    resume: Literal["auto", "never"] = "never"
+    """auto: continue from the newest complete checkpoint of checkpoint.folder, if there is one."""
+    timeout_s: Positive = 600
+    """A collective that waits longer ends the run."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Checkpoint:
+    """Where and how often the run is saved."""
+
+    folder: str
+    every: NonNegative = 0
+    """Steps; 0: only at the end and on SIGTERM."""
+    keep_last: Positive = 2
+    export: bool = True
+    """Write the student as a Hugging Face folder (folder/student) at the end."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Logging:
+    """What is written while the run goes on: TensorBoard events and log.jsonl in the checkpoint folder."""
+
+    every: Positive = 10
+    tensorboard: bool = True
+    progress: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Config:
+    """A whole run."""
+
+    data: Data
+    train: Train
+    checkpoint: Checkpoint
+    teacher: Teacher = Field(default_factory=Teacher)
+    student: Student = Field(default_factory=Student)
+    objective: Objective = Field(default_factory=Objective)
+    parallel: Parallel = Field(default_factory=Parallel)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    logging: Logging = Field(default_factory=Logging)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Passed to DeepSpeed as it is; keys that the engine sets itself are refused."""

@@ -1,0 +1,123 @@
+"""Reading a configuration: YAML, dotted overrides, and errors that name the key, the line and the nearest valid key."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from megaokd.config import Config
+from megaokd.errors import UserError
+
+KeyPath = tuple[str, ...]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `section.key=value` overrides (values are YAML), check every key and type.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown or ill-typed key, a malformed override.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: the configuration cannot be read ({error.strerror})") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of sections (data, train, ...), found {type(values).__name__}")
+    origins = {key: f"{path}:{line}" for key, line in _key_lines(node).items()}
+    for override in overrides:
+        _apply_override(values, override, origins)
+    return _validate(values, origins, str(path))
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """The same checks for values that are already in memory."""
+    return _validate(values, {}, "configuration")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain values, for log files and checkpoints."""
+    result: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return result
+
+
+def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
+    key, separator, text = override.partition("=")
+    parts = tuple(key.split("."))
+    if not separator or not all(parts):
+        raise UserError(f"override {override!r}: expected section.key=value, for example train.steps=100")
+    target = values
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise UserError(f"override {override!r}: {part} is not a section")
+    try:
+        target[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
+    origins[parts] = f"override {override!r}"
+
+
+def _key_lines(node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, int]:
+    lines: dict[KeyPath, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            lines[path] = key.start_mark.line + 1
+            lines.update(_key_lines(value, path))
+    return lines
+
+
+def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> Config:
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        problems = [_describe(details, origins, source) for details in error.errors()]
+    raise UserError("; ".join(problems))
+
+
+def _describe(details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
+    # A union adds the name of the branch that was tried to the location; real keys are those that a dataclass knows.
+    path = tuple(str(part) for part in details["loc"])
+    parent = _dataclass_at(path[:-1])
+    where = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
+    key = ".".join(path)
+    if details["type"] in ("unexpected_keyword_argument", "extra_forbidden") and parent is not None:
+        names = [field.name for field in dataclasses.fields(parent)]
+        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(names)}"
+        return f"{where}: unknown key {key!r}; {hint}"
+    if details["type"] == "missing":
+        return f"{where}: the key {key!r} is required"
+    return f"{where}: {key} = {details['input']!r}: {details['msg']}"
+
+
+def _dataclass_at(path: KeyPath) -> type[Any] | None:
+    """The dataclass that a dotted path leads to, looking through `X | None`."""
+    current: Any = Config
+    for part in path:
+        fields = {field.name: field for field in dataclasses.fields(current)} if _is_dataclass(current) else {}
+        if part not in fields:
+            return current if _is_dataclass(current) else None
+        annotation: Any = fields[part].type
+        candidates = [annotation, *get_args(annotation)]
+        current = next((candidate for candidate in candidates if _is_dataclass(candidate)), None)
+        if current is None:
+            return None
+    return current if _is_dataclass(current) else None
+
+
+def _is_dataclass(value: Any) -> bool:
+    return isinstance(value, type) and dataclasses.is_dataclass(value)

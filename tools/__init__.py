@@ -1,0 +1,1 @@
+"""Commands around training; each file is a subcommand of `megaokd` and runs as `python tools/NAME.py`."""
