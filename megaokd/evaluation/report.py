@@ -1,0 +1,84 @@
+"""An evaluation on disk: evaluation.json, evaluation.md and generations.jsonl."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megaokd.evaluation.environment import describe_environment, environment_lines
+from megaokd.evaluation.evaluate import Evaluation, Generation
+
+RESULT_FILE = "evaluation.json"
+GENERATIONS_FILE = "generations.jsonl"
+
+
+def write_report(result: Evaluation, folder: str | Path) -> None:
+    """Write the three files into `folder`, made if needed; generations.jsonl only where there are any."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment()
+    values = {**as_dict(result), "environment": environment}
+    (folder / RESULT_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / "evaluation.md").write_text(markdown(result, environment), encoding="utf-8")
+    if result.generations:
+        lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in result.generations]
+        (folder / GENERATIONS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def as_dict(result: Evaluation) -> dict[str, Any]:
+    """The result as flat JSON values; the generations are counted, their text has a file of its own."""
+    values = dataclasses.asdict(result)
+    values.update(values.pop("metrics"))
+    values["generations"] = len(result.generations)
+    return values
+
+
+def markdown(result: Evaluation, environment: dict[str, str]) -> str:
+    """A page that can be read on its own: where from, the measures, the environment, three generations."""
+    rows = [(name, value) for name, value in _measures(result) if value is not None]
+    lines = [
+        f"# Evaluation of {result.model}",
+        "",
+        f"On {result.data}: {result.examples:,} examples, {result.metrics.tokens:,} response tokens.",
+        *([] if result.teacher is None else [f"Divergences are to {result.teacher}."]),
+        "",
+        markdown_table(("measure", "value"), [(name, f"{value:.4f}") for name, value in rows]),
+        "",
+        *environment_lines(environment),
+    ]
+    if result.generations:
+        lines += ["", "## Generations", "", samples(result.generations[:3])]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that is aligned in the terminal too."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def samples(generations: Sequence[Generation]) -> str:
+    """Prompt, reference and generation of each, as quoted blocks."""
+    return "\n\n".join(
+        f"````text\n{item.prompt}\n--- reference\n{item.reference}\n--- generation\n{item.generation}\n````"
+        for item in generations
+    )
+
+
+def _measures(result: Evaluation) -> list[tuple[str, float | None]]:
+    metrics = result.metrics
+    return [
+        ("cross-entropy, nats a token", metrics.cross_entropy),
+        ("teacher's cross-entropy", metrics.teacher_cross_entropy),
+        ("forward KL(teacher, model)", metrics.forward_kl),
+        ("reverse KL(model, teacher)", metrics.reverse_kl),
+        ("top-1 agreement with the teacher", metrics.top1_agreement),
+        (f"ROUGE-L of {len(result.generations)} greedy generations", result.rouge_l),
+    ]

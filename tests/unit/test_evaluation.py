@@ -1,0 +1,229 @@
+"""Evaluation of a Hugging Face folder, on tiny random Llama models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from megaokd.errors import UserError
+from megaokd.evaluation.evaluate import evaluate
+from megaokd.evaluation.examples import Example, loss_batches, read_examples
+from megaokd.evaluation.generation import generate_greedy, rouge_l
+from megaokd.evaluation.report import write_report
+from megaokd.evaluation.token_metrics import measure_tokens
+
+VOCAB, BOS, EOS = 53, 1, 2
+
+
+class Data:
+    """Random examples of uneven lengths: [bos] prompt response [eos]."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.prompt_lengths = generator.integers(1, 12, size=count)
+        self.rows = [
+            np.concatenate([[BOS], generator.integers(3, VOCAB, size=length + extra), [EOS]])
+            for length, extra in zip(self.prompt_lengths, generator.integers(0, 17, size=count), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.rows[index]
+
+
+def make_model(seed: int, vocab_size: int = VOCAB) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_tokenizer(size: int = VOCAB, prefix: str = "w") -> PreTrainedTokenizerFast:
+    words = {"<unk>": 0, "<s>": BOS, "</s>": EOS, **{f"{prefix}{index}": index for index in range(3, size)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast | None) -> Path:
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return read_examples(Data(23), max_length=64)
+
+
+def direct_logits(model: LlamaForCausalLM, example: Example) -> torch.Tensor:
+    """[N, V] at the example's loss positions, one example at a time, everything projected."""
+    with torch.no_grad():
+        logits = model(torch.tensor([example.ids])).logits[0]
+    return logits[example.prompt_length - 1 : -1].double()
+
+
+def test_cross_entropy_is_the_loss_of_transformers(examples: list[Example]) -> None:
+    model = make_model(0)
+    total, tokens = 0.0, 0
+    for ids, prompt_length in examples:
+        labels = torch.tensor([[-100] * prompt_length + ids[prompt_length:]])
+        count = len(ids) - prompt_length
+        with torch.no_grad():
+            total += model(torch.tensor([ids]), labels=labels).loss.item() * count
+        tokens += count
+    result = measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS, max_batch_tokens=100)
+    assert result.tokens == tokens
+    assert result.cross_entropy == pytest.approx(total / tokens, rel=1e-5)
+    assert result.forward_kl is None
+
+
+def test_divergences_equal_a_direct_computation(examples: list[Example]) -> None:
+    model, teacher = make_model(0), make_model(1)
+    log_q = torch.cat([direct_logits(model, example) for example in examples]).log_softmax(-1)
+    log_p = torch.cat([direct_logits(teacher, example) for example in examples]).log_softmax(-1)
+    result = measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS, teacher=teacher, max_batch_tokens=100)
+    assert result.forward_kl == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-5)
+    assert result.reverse_kl == pytest.approx((log_q.exp() * (log_q - log_p)).sum(-1).mean().item(), rel=1e-5)
+    assert result.top1_agreement == pytest.approx((log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item())
+    alone = measure_tokens(teacher, examples, vocab_size=VOCAB, pad_id=EOS)
+    assert result.teacher_cross_entropy == pytest.approx(alone.cross_entropy, rel=1e-6)
+
+
+def test_a_model_does_not_diverge_from_itself(examples: list[Example]) -> None:
+    model = make_model(0)
+    result = measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS, teacher=model)
+    assert result.forward_kl == pytest.approx(0.0, abs=1e-7)
+    assert result.reverse_kl == pytest.approx(0.0, abs=1e-7)
+    assert result.top1_agreement == 1.0
+
+
+def test_padding_columns_belong_to_no_distribution(examples: list[Example]) -> None:
+    model, teacher = make_model(0), make_model(1)
+    expected = measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS, teacher=teacher)
+    for padded, columns in ((model, 3), (teacher, 11)):
+        padded.resize_token_embeddings(VOCAB + columns, mean_resizing=False)
+        padded.get_output_embeddings().weight.data[VOCAB:] = 7.0
+    found = measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS, teacher=teacher)
+    assert found.forward_kl == pytest.approx(expected.forward_kl, rel=1e-6)
+    assert found.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-6)
+
+
+def test_weights_that_are_not_finite_are_refused(examples: list[Example]) -> None:
+    model = make_model(0)
+    model.get_output_embeddings().weight.data[5] = float("nan")
+    with pytest.raises(UserError, match="cross_entropy is nan"):
+        measure_tokens(model, examples, vocab_size=VOCAB, pad_id=EOS)
+
+
+def test_batches_hold_every_example_once_within_the_bound(examples: list[Example]) -> None:
+    batches = list(loss_batches(examples, max_tokens=60, pad_id=EOS))
+    assert len(batches) > 3
+    assert all(batch.input_ids.numel() <= 60 for batch in batches)
+    assert sum(len(batch.input_ids) for batch in batches) == len(examples)
+    loss_tokens = sum(int((batch.labels != -100).sum()) for batch in batches)
+    assert loss_tokens == sum(len(example.ids) - example.prompt_length for example in examples)
+
+
+def test_examples_are_cut_and_those_without_a_response_left_out() -> None:
+    data = Data(23)
+    cut = read_examples(data, max_length=9)
+    assert max(len(example.ids) for example in cut) == 9
+    assert len(cut) == sum(length < 9 for length in data.prompt_lengths)
+
+
+def test_generation_does_not_depend_on_batching(examples: list[Example]) -> None:
+    model = make_model(3).double()
+    prompts = [example.ids[: example.prompt_length] for example in examples]
+    together, alone = (
+        generate_greedy(model, prompts, eos_id=EOS, pad_id=EOS, max_new_tokens=12, batch_size=size) for size in (8, 1)
+    )
+    assert together == alone
+    assert alone == [greedy_without_cache(model, prompt, 12) for prompt in prompts]
+    assert len({len(tokens) for tokens in alone}) > 1, "no generation met EOS: the test would not see it ignored"
+
+
+def greedy_without_cache(model: LlamaForCausalLM, prompt: list[int], max_new_tokens: int) -> list[int]:
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(max_new_tokens):
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            if token == EOS:
+                break
+            ids.append(token)
+    return ids[len(prompt) :]
+
+
+def test_rouge_l_of_known_sentences() -> None:
+    assert rouge_l(["the cat sat"], ["the cat sat"]) == 1.0
+    assert rouge_l(["the cat sat", "a b"], ["the dog sat", "c d"]) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_report_holds_the_measures_and_the_generations(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    student = save(tmp_path / "student", make_model(0), tokenizer)
+    teacher = save(tmp_path / "teacher", make_model(1), tokenizer)
+    result = evaluate(
+        student,
+        Data(23),
+        data_folder="data",
+        tokenizer_folder=student,
+        teacher_folder=teacher,
+        num_generations=5,
+        max_new_tokens=8,
+    )
+    write_report(result, tmp_path / "report")
+    values = json.loads((tmp_path / "report/evaluation.json").read_text())
+    assert values["forward_kl"] == result.metrics.forward_kl
+    assert values["generations"] == 5
+    assert values["environment"]["commit"]
+    lines = (tmp_path / "report/generations.jsonl").read_text().splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{"prompt", "reference", "generation"}] * 5
+    assert "forward KL" in (tmp_path / "report/evaluation.md").read_text()
+
+
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = save(tmp_path / "model", make_model(0), tokenizer)
+
+    def attempt(folder: Path, teacher: Path | None = None, max_new_tokens: int = 8) -> None:
+        evaluate(
+            folder,
+            Data(5),
+            data_folder="data",
+            tokenizer_folder=model,
+            teacher_folder=teacher,
+            num_generations=1,
+            max_new_tokens=max_new_tokens,
+        )
+
+    with pytest.raises(UserError, match=r"absent: no Hugging Face model folder"):
+        attempt(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"id 40 is absent in the first"):
+        attempt(model, teacher=save(tmp_path / "small", make_model(0, 40), make_tokenizer(40)))
+    with pytest.raises(UserError, match="not that of the data set"):
+        attempt(model, teacher=save(tmp_path / "other", make_model(0), make_tokenizer(prefix="v")))
+    with pytest.raises(UserError, match=r"60 tokens.*no tokenizer"):
+        attempt(model, teacher=save(tmp_path / "bare", make_model(0, 60), None))
+    with pytest.raises(UserError, match="leaves room"):
+        attempt(model, max_new_tokens=64)
+    (tmp_path / "model/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        attempt(model)
