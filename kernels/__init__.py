@@ -1,0 +1,28 @@
+"""The distillation loss, for one process or a vocabulary split over many. Import it as ``megaokd.kernels``.
+
+from megaokd.kernels import distillation_loss, Term
+"""
+
+if __name__ == "kernels":
+    # With the repository root on sys.path this folder hides PyPI's package "kernels", which other libraries probe for:
+    # find that one on the rest of the path and take its place, or fail as if this folder were not there.
+    import importlib.machinery
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    _here = Path(__file__).resolve().parent.parent
+    _elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
+    _found = importlib.machinery.PathFinder.find_spec(__name__, _elsewhere)
+    if _found is None or _found.loader is None:
+        raise ModuleNotFoundError(
+            "no package 'kernels' is installed; MegaOKD's kernels are imported as megaokd.kernels", name=__name__
+        )
+    _module = importlib.util.module_from_spec(_found)
+    sys.modules[__name__] = _module
+    _found.loader.exec_module(_module)
+else:
+    from .loss import DistillationOutput, distillation_loss
+    from .terms import Term
+
+    __all__ = ["DistillationOutput", "Term", "distillation_loss"]
