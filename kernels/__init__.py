@@ -5,7 +5,8 @@ from megaokd.kernels import distillation_loss, Term
 
 if __name__ == "kernels":
     # With the repository root on sys.path this folder hides PyPI's package "kernels", which other libraries probe for:
-    # find that one on the rest of the path and take its place, or fail as if this folder were not there.
+    # find that one on the rest of the path and take its place. Where it is not installed this stays an empty module
+    # without a version, which those probes read as "not there"; an ImportError would end them.
     import importlib.machinery
     import importlib.util
     import sys
@@ -14,13 +15,10 @@ if __name__ == "kernels":
     _here = Path(__file__).resolve().parent.parent
     _elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
     _found = importlib.machinery.PathFinder.find_spec(__name__, _elsewhere)
-    if _found is None or _found.loader is None:
-        raise ModuleNotFoundError(
-            "no package 'kernels' is installed; MegaOKD's kernels are imported as megaokd.kernels", name=__name__
-        )
-    _module = importlib.util.module_from_spec(_found)
-    sys.modules[__name__] = _module
-    _found.loader.exec_module(_module)
+    if _found is not None and _found.loader is not None:
+        _module = importlib.util.module_from_spec(_found)
+        sys.modules[__name__] = _module
+        _found.loader.exec_module(_module)
 else:
     from .loss import DistillationOutput, distillation_loss
     from .terms import Term
