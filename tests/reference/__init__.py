@@ -1,0 +1,1 @@
+"""Plain, unsharded references that the engine is tested against; they import nothing of the project."""
