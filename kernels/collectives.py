@@ -20,5 +20,5 @@ def gather_ranks(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if size == 1 or local.numel() == 0:
         return local.unsqueeze(0).expand(size, *local.shape)
     gathered = torch.empty((size, *local.shape), dtype=local.dtype, device=local.device)
-    dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
+    dist.all_gather(list(gathered.unbind(0)), local.contiguous(), group=group)
     return gathered

@@ -40,7 +40,8 @@ def statistics(logits: Logits, spec: LossSpec) -> Tensor:
     """`spec.Stat` of this shard, [K, n]; rows without a label and shards without columns hold MAX = -inf, sums of 0."""
     dtype = compute_dtype(logits)
     out = torch.zeros(spec.num_stats, len(logits.labels), dtype=dtype, device=logits.labels.device)
-    out[Stat.STUDENT_MAX :: Stat.TEACHER_MAX] = -torch.inf
+    sides = [Stat.STUDENT_MAX] if logits.teacher is None else [Stat.STUDENT_MAX, Stat.TEACHER_MAX]
+    out[sides] = -torch.inf
     if spec.num_columns == 0:
         return out
     for rows in _blocks(logits, spec):
@@ -48,7 +49,7 @@ def statistics(logits: Logits, spec: LossSpec) -> Tensor:
         teacher = None if logits.teacher is None else _load(logits.teacher, rows, spec, dtype)
         local_label = logits.labels[rows] - spec.first
         out[:, rows] = torch.stack(formulas.block_statistics(student, teacher, local_label, spec.temperature))
-    out[Stat.STUDENT_ARGMAX :: Stat.TEACHER_ARGMAX - Stat.STUDENT_ARGMAX] += spec.first
+    out[[side + Stat.STUDENT_ARGMAX for side in sides]] += spec.first
     return out
 
 

@@ -90,6 +90,7 @@ def backward(out: DistillationOutput, example: Example, student: Tensor, teacher
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Largest error at most ``tolerance * (1 + largest value)``."""
+    actual, expected = actual.detach(), expected.detach()
     bound = tolerance * (1 + float(expected.abs().max())) if expected.numel() else 0.0
     error = float((actual.double() - expected.double()).abs().max()) if expected.numel() else 0.0
     assert actual.shape == expected.shape

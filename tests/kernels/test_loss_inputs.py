@@ -172,7 +172,7 @@ def test_probabilities_that_underflow() -> None:
 
 
 def test_frozen_teacher_costs_no_gradient() -> None:
-    """No teacher gradient is allocated for an empty objective or one of zeros, nor a student's when only p is trained."""
+    """No teacher gradient is computed for an empty objective or one of zeros."""
     example = make_example(5, 13)
     for teacher_terms in (None, {}, {"ce": 0.0, "forward_kl": 0.0}):
         student, teacher = example.student.clone().requires_grad_(), example.teacher.clone().requires_grad_()

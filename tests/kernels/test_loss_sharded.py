@@ -1,0 +1,152 @@
+"""The loss over a vocabulary split over real processes: values, both gradients, and collectives counted."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from loss_cases import MIXES, Expected, assert_near, backward, expect, make_example
+from sharded_worker import BOUNDS, VOCAB, CountedCollectives, launch, shard_of
+
+from megaokd.kernels import distillation_loss
+
+TWO_PASS = {"jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "everything"}
+
+
+def check_sharded(
+    mix: str, temperature: float, bounds: list[int], group: dist.ProcessGroup, *, dtype: torch.dtype, tolerance: float
+) -> None:
+    """One mix on one split; each rank's own gradient must be its columns of the unsharded one, not tp times that."""
+    example = make_example(5, VOCAB)
+    example.labels[2:4] = torch.tensor([bounds[1], max(bounds[1] - 1, 0)]).clamp(max=VOCAB - 1)  # on a shard's edge
+    full = [example.student.to(dtype), example.teacher.to(dtype)]
+    example.student, example.teacher = full
+    expected: Expected = expect(example, mix, temperature)
+    columns = shard_of(bounds, group.rank())
+    student, teacher = (x[:, columns].clone().requires_grad_() for x in full)
+    terms = MIXES[mix]
+    with CountedCollectives() as forward_calls:
+        out = distillation_loss(
+            student,
+            teacher,
+            example.labels,
+            student=terms[0],
+            teacher=terms[1],
+            temperature=temperature,
+            group=group,
+            vocab_start=columns.start,
+            vocab_size=VOCAB,
+        )
+    with CountedCollectives() as backward_calls:
+        student_grad, teacher_grad = backward(out, example, student, teacher)
+    calls = 0 if group.size() == 1 else 2 if mix in TWO_PASS else 1
+    assert forward_calls.counts == ({"allgather_": calls} if calls else {})
+    assert backward_calls.counts == {}
+    assert_near(out.student_loss, expected.student_loss, tolerance)
+    assert_near(out.teacher_loss, expected.teacher_loss, tolerance)
+    assert_near(student_grad, expected.student_grad[:, columns], tolerance)
+    assert_near(teacher_grad, expected.teacher_grad[:, columns], tolerance)
+
+
+def every_mix(group: dist.ProcessGroup) -> None:
+    for bounds in BOUNDS[group.size()]:
+        for mix in MIXES:
+            for temperature in (1.0, 2.0):
+                check_sharded(mix, temperature, bounds, group, dtype=torch.float64, tolerance=1e-13)
+            check_sharded(mix, 1.0, bounds, group, dtype=torch.float32, tolerance=3e-6)
+
+
+def ranks_agree(group: dist.ProcessGroup) -> None:
+    """Losses and metrics are bit-identical on all ranks, and the argmax is global."""
+    example = make_example(5, VOCAB)
+    columns = shard_of(BOUNDS[group.size()][0], group.rank())
+    out = distillation_loss(
+        example.student[:, columns],
+        example.teacher[:, columns],
+        example.labels,
+        student=MIXES["everything"][0],
+        group=group,
+        vocab_start=columns.start,
+        vocab_size=VOCAB,
+    )
+    mine = torch.stack([out.student_loss, *out.metrics.values()])
+    everyone = torch.empty(group.size(), *mine.shape, dtype=mine.dtype)
+    dist.all_gather(list(everyone.unbind(0)), mine, group=group)
+    assert all(torch.equal(other, mine) for other in everyone)
+    whole = distillation_loss(example.student, example.teacher, example.labels, student=MIXES["everything"][0])
+    for name, value in whole.metrics.items():
+        assert_near(out.metrics[name], value, 1e-13)
+
+
+def tie_across_ranks(group: dist.ProcessGroup) -> None:
+    """The smallest id wins although another rank holds an equal logit."""
+    student, teacher = torch.zeros(1, group.size()), torch.zeros(1, group.size())
+    teacher[0, 0] = 0.0 if group.size() > 1 else 1.0
+    column = slice(group.rank(), group.rank() + 1)
+    out = distillation_loss(
+        student[:, column],
+        teacher[:, column],
+        torch.tensor([0]),
+        student={"ce": 1.0},
+        group=group,
+        vocab_start=group.rank(),
+        vocab_size=group.size(),
+    )
+    assert out.metrics["top1_agreement"].item() == 1.0
+
+
+def padding_differs(group: dist.ProcessGroup) -> None:
+    """Padded columns on the last rank, NaN inside, change nothing."""
+    example = make_example(4, VOCAB)
+    expected = expect(example, "everything", 1.0)
+    width = -(-VOCAB // group.size()) + 1
+    padded = [torch.full((4, width * group.size()), torch.nan, dtype=torch.float64) for _ in range(2)]
+    padded[0][:, :VOCAB], padded[1][:, :VOCAB] = example.student, example.teacher
+    start = group.rank() * width
+    student, teacher = (x[:, start : start + width].clone().requires_grad_() for x in padded)
+    out = distillation_loss(
+        student,
+        teacher,
+        example.labels,
+        student=MIXES["everything"][0],
+        teacher=MIXES["everything"][1],
+        group=group,
+        vocab_start=start,
+        vocab_size=VOCAB,
+    )
+    grads = backward(out, example, student, teacher)
+    real = max(0, min(width, VOCAB - start))
+    assert_near(out.student_loss, expected.student_loss, 1e-13)
+    for grad, exact in zip(grads, (expected.student_grad, expected.teacher_grad), strict=True):
+        assert_near(grad[:, :real], exact[:, start : start + real], 1e-13)
+        assert bool((grad[:, real:] == 0).all())
+
+
+def no_tokens(group: dist.ProcessGroup) -> None:
+    """An empty batch, and one whose tokens are all ignored, end on every rank without a hang."""
+    for num_tokens in (0, 3):
+        student, teacher = torch.randn(2, num_tokens, 2).requires_grad_()
+        out = distillation_loss(
+            student,
+            teacher,
+            torch.full((num_tokens,), -100),
+            student={"ce": 1.0, "jsd": 1.0},
+            teacher={"ce": 1.0},
+            group=group,
+            vocab_start=2 * group.rank(),
+            vocab_size=2 * group.size(),
+        )
+        grads = torch.autograd.grad(out.student_loss.sum() + out.teacher_loss.sum(), (student, teacher))
+        assert all(grad.tolist() == [[0.0, 0.0]] * num_tokens for grad in grads)
+
+
+def vocab_size_is_needed(group: dist.ProcessGroup) -> None:
+    if group.size() > 1:
+        with pytest.raises(ValueError, match="vocab_size must be given"):
+            distillation_loss(torch.zeros(1, 2), None, torch.tensor([0]), student={"ce": 1.0}, group=group)
+
+
+CASES = [every_mix, ranks_agree, tie_across_ranks, padding_differs, no_tokens, vocab_size_is_needed]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_sharded(world_size: int) -> None:
+    launch(CASES, world_size)
