@@ -17,9 +17,8 @@ def main(argv: Sequence[str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from megaokd.data.dataset import TokenDataset
-    from megaokd.evaluation.environment import describe_environment
     from megaokd.evaluation.evaluate import evaluate
-    from megaokd.evaluation.report import markdown, write_report
+    from megaokd.evaluation.report import summary, write_report
 
     disable_progress_bar()
     data = TokenDataset(options.data)
@@ -35,8 +34,11 @@ def main(argv: Sequence[str]) -> int:
         max_batch_tokens=options.max_batch_tokens,
     )
     write_report(result, options.output)
-    print(markdown(result, describe_environment()))
-    print(f"written to {options.output}")
+    print(summary(result))
+    print(
+        f"\nwrote {options.output}: evaluation.json, evaluation.md"
+        + (", generations.jsonl" if result.generations else "")
+    )
     return 0
 
 

@@ -36,20 +36,19 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
 
 def markdown(result: Evaluation, environment: dict[str, str]) -> str:
     """A page that can be read on its own: where from, the measures, the environment, three generations."""
-    rows = [(name, value) for name, value in _measures(result) if value is not None]
-    lines = [
-        f"# Evaluation of {result.model}",
-        "",
-        f"On {result.data}: {result.examples:,} examples, {result.metrics.tokens:,} response tokens.",
-        *([] if result.teacher is None else [f"Divergences are to {result.teacher}."]),
-        "",
-        markdown_table(("measure", "value"), [(name, f"{value:.4f}") for name, value in rows]),
-        "",
-        *environment_lines(environment),
-    ]
+    lines = [f"# Evaluation of {result.model}", "", summary(result), "", *environment_lines(environment)]
     if result.generations:
         lines += ["", "## Generations", "", samples(result.generations[:3])]
     return "\n".join(lines) + "\n"
+
+
+def summary(result: Evaluation) -> str:
+    """What was evaluated on what, and the table of its measures."""
+    lines = [f"On {result.data}: {result.examples:,} examples, {result.metrics.tokens:,} response tokens."]
+    if result.teacher is not None:
+        lines.append(f"Divergences are to {result.teacher}.")
+    rows = [(name, f"{value:.4f}") for name, value in _measures(result) if value is not None]
+    return "\n".join([*lines, "", markdown_table(("measure", "value"), rows)])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

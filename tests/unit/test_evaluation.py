@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megaokd.errors import UserError
 from megaokd.evaluation.evaluate import evaluate
 from megaokd.evaluation.examples import Example, loss_batches, read_examples
+from megaokd.evaluation.export_check import check_export
 from megaokd.evaluation.generation import generate_greedy, rouge_l
 from megaokd.evaluation.report import write_report
 from megaokd.evaluation.token_metrics import measure_tokens
@@ -227,3 +229,23 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model/model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
         attempt(model)
+
+
+def test_export_check_tells_the_trained_model_from_another(tmp_path: Path) -> None:
+    model = make_model(0)
+    save(tmp_path / "student", model, None)
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        logits = model(tokens).logits
+    save_file({"tokens": tokens, "logits": logits}, tmp_path / "export_check.safetensors")
+    assert check_export(tmp_path) < 1e-6
+
+    save_file({"tokens": tokens, "logits": logits + 0.01}, tmp_path / "export_check.safetensors")
+    with pytest.raises(UserError, match="not the trained one"):
+        check_export(tmp_path)
+    save_file({"tokens": tokens, "logits": logits[..., :-1].contiguous()}, tmp_path / "export_check.safetensors")
+    with pytest.raises(UserError, match=r"logits \[2, 12, 53\].*\[2, 12, 52\]"):
+        check_export(tmp_path)
+    (tmp_path / "export_check.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        check_export(tmp_path)

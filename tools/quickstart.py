@@ -1,0 +1,262 @@
+"""megaokd quickstart: the whole path on a small real corpus, by the commands that a user would type.
+
+corpus -> tokenizer -> token data -> a teacher -> three students of a fifth of its size (supervised only, plain
+distillation, online distillation) from the same initial weights on the same batches -> evaluation -> one table.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megaokd.cli import run
+from megaokd.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent
+PARTS = ("train", "validation", "test")
+COMMANDS_FILE = "commands.sh"
+
+FROZEN = ["teacher.online=null", "objective.teacher={}"]
+SUPERVISED = ["teacher.path=null", *FROZEN, "objective.student={ce: 1.0}"]
+# Method -> (its folder, what turns student.yaml into it).
+STUDENTS: dict[str, tuple[str, list[str]]] = {
+    "supervised only": ("sft", SUPERVISED),
+    "distillation": ("distillation", FROZEN),
+    "online distillation": ("okd", []),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What --smoke shrinks; None leaves it to the recipe or the tool."""
+
+    corpus_pairs: int | None = None
+    vocab_size: int = 4096
+    generations: int = 64
+    max_new_tokens: int = 40
+    teacher: tuple[str, ...] = ()
+    student: tuple[str, ...] = ()
+
+
+_TINY_RUN = ("train.steps=4", "train.global_batch=8", "train.micro_batch=4", "train.validate_every=2")
+SMOKE = Scale(
+    corpus_pairs=300,
+    vocab_size=512,
+    generations=4,
+    max_new_tokens=8,
+    teacher=(*_TINY_RUN, "student.architecture={hidden_size: 64, num_layers: 2, num_heads: 4}"),
+    student=(
+        *_TINY_RUN,
+        "student.architecture={hidden_size: 32, num_layers: 1, num_heads: 4}",
+        "teacher.online.layers=1",
+    ),
+)
+
+
+@dataclass
+class Commands:
+    """Runs commands one after another: prints each, shows its output, keeps both in `folder`."""
+
+    folder: Path
+    start: float = field(default_factory=time.perf_counter)
+
+    def run(self, title: str, *command: str) -> None:
+        """Run `megaokd ...` or `torchrun ...` with this Python.
+
+        Raises:
+            UserError: the command failed; holds the command, its exit status and its last lines.
+        """
+        modules = {"megaokd": "megaokd.cli", "torchrun": "torch.distributed.run"}
+        threads = "OMP_NUM_THREADS=1 " if command[0] == "torchrun" else ""
+        shown = threads + shlex.join(command)
+        minutes, seconds = divmod(int(self.seconds), 60)
+        print(f"\n[{minutes:02}:{seconds:02}] {title}\n$ {shown}", flush=True)
+        with (self.folder / COMMANDS_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"# {title}\n{shown}\n")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": "1"} if threads else {})
+        status, last_lines = _show([sys.executable, "-m", modules[command[0]], *command[1:]], environment)
+        if status != 0:
+            raise UserError(f"this command ended with exit status {status}:\n$ {shown}\nits last lines:\n{last_lines}")
+
+    @property
+    def seconds(self) -> float:
+        """Since the first command."""
+        return time.perf_counter() - self.start
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run everything, print the table, check the exported student."""
+    options = _parser().parse_args(argv)
+    folder = Path(options.folder)
+    scale = SMOKE if options.smoke else Scale()
+    _prepare(folder)
+    commands = Commands(folder)
+    _make_data(commands, options, scale)
+    _train(commands, options, scale)
+    for model in ("teacher", *(name for name, _ in STUDENTS.values())):
+        _evaluate(commands, model, scale)
+    _conclude(commands, options)
+    return 0
+
+
+def _prepare(folder: Path) -> None:
+    """An empty folder with the recipes in it; what a former quickstart left there is removed."""
+    if (folder / COMMANDS_FILE).is_file():
+        shutil.rmtree(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: not empty, and not from a former quickstart; give another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMMANDS_FILE).write_text("# What `megaokd quickstart` ran, from the same directory.\n", encoding="utf-8")
+    for role in ("teacher", "student"):
+        recipe = (RECIPES / f"quickstart_{role}.yaml").read_text(encoding="utf-8")
+        (folder / f"{role}.yaml").write_text(_fill_in(recipe, folder), encoding="utf-8")
+
+
+def _fill_in(recipe: str, folder: Path) -> str:
+    """FOLDER/name becomes the path, quoted as YAML where it holds anything unusual."""
+    lines = recipe.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        key, found, name = line.partition(": FOLDER/")
+        if found:
+            lines[number] = f"{key}: {json.dumps(str(folder / name.strip()), ensure_ascii=False)}\n"
+    return "".join(lines)
+
+
+def _make_data(commands: Commands, options: argparse.Namespace, scale: Scale) -> None:
+    corpus, tokenizer, data = (commands.folder / name for name in ("corpus", "tokenizer", "data"))
+    if options.data is None:
+        limit = [] if scale.corpus_pairs is None else ["--limit", str(scale.corpus_pairs)]
+        title = "Collect (signature -> docstring) pairs from the standard library; test modules are unseen in training"
+        commands.run(title, "megaokd", "corpus", "--output", str(corpus), *limit)
+    else:
+        _split(options, corpus)
+    files = {part: str(corpus / f"{part}.jsonl") for part in PARTS}
+    commands.run(
+        "Train a sentencepiece tokenizer on the training part",
+        *("megaokd", "tokenizer", "--input", files["train"]),
+        *("--output", str(tokenizer), "--vocab-size", str(scale.vocab_size)),
+    )
+    for part in PARTS:
+        commands.run(
+            f"Tokenize the {part} part, prompts masked",
+            *("megaokd", "preprocess", "--input", files[part]),
+            *("--tokenizer", str(tokenizer), "--output", str(data / part)),
+        )
+
+
+def _split(options: argparse.Namespace, corpus: Path) -> None:
+    """The user's examples as three files: by a hash of the prompt 5% each for validation and test, at most 500."""
+    from megaokd.data.examples import Example, Keys, read_examples
+
+    print(f"\nSplit {options.data} into {', '.join(PARTS)}", flush=True)
+    keys = Keys(prompt=options.prompt_key, response=options.response_key)
+    rows: dict[str, list[str]] = {part: [] for part in PARTS}
+    for example in read_examples([options.data], split=options.split, keys=keys):
+        if not isinstance(example, Example):
+            raise UserError(f"{options.data}: the quickstart needs prompts with responses, not plain text")
+        share = hashlib.sha256(example.prompt.encode()).digest()[0] / 256
+        part = "test" if share < 0.05 else "validation" if share < 0.1 else "train"
+        if part == "train" or len(rows[part]) < 500:
+            rows[part].append(json.dumps({"prompt": example.prompt, "response": example.response}, ensure_ascii=False))
+    corpus.mkdir()
+    for part, lines in rows.items():
+        if not lines:
+            raise UserError(f"{options.data}: too few examples to have a {part} part; give some hundreds at least")
+        (corpus / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _train(commands: Commands, options: argparse.Namespace, scale: Scale) -> None:
+    folder = commands.folder
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", "megaokd.cli", "train")
+    steps = [] if options.teacher_steps is None else [f"train.steps={options.teacher_steps}"]
+    commands.run(
+        "Train the teacher: supervised, two data-parallel processes",
+        *(*torchrun, str(folder / "teacher.yaml"), *scale.teacher, *steps),
+    )
+    steps = [] if options.steps is None else [f"train.steps={options.steps}"]
+    for method, (name, overrides) in STUDENTS.items():
+        commands.run(
+            f"Train a student: {method}, tensor-parallel over two processes",
+            *(*torchrun, str(folder / "student.yaml"), *scale.student, *steps),
+            *(*overrides, "parallel.tensor=2", f"checkpoint.folder={folder / name}"),
+        )
+
+
+def _evaluate(commands: Commands, model: str, scale: Scale) -> None:
+    folder = commands.folder
+    teacher = [] if model == "teacher" else ["--teacher", str(folder / "teacher" / "student")]
+    commands.run(
+        f"Evaluate {model} on the test part",
+        *("megaokd", "evaluate", "--model", str(folder / model / "student"), *teacher),
+        *("--data", str(folder / "data" / "test"), "--generate", str(scale.generations)),
+        *("--max-new-tokens", str(scale.max_new_tokens), "--output", str(folder / "evaluation" / model)),
+    )
+
+
+def _conclude(commands: Commands, options: argparse.Namespace) -> None:
+    """The table, three generations, the check of the export; all of it also in results.md and results.json."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from megaokd.evaluation.comparison import comparison_table, read_entry, side_by_side, write_comparison
+    from megaokd.evaluation.environment import describe_environment
+    from megaokd.evaluation.export_check import check_export
+
+    disable_progress_bar()
+    folder = commands.folder
+    names = {"(teacher)": "teacher", **{method: name for method, (name, _) in STUDENTS.items()}}
+    entries = [read_entry(method, folder / "evaluation" / name, folder / name) for method, name in names.items()]
+    difference = check_export(folder / "okd")
+    source = "the standard library's docstrings" if options.data is None else options.data
+    test = entries[0].evaluation
+    notes = [
+        f"On {test['examples']:,} held-out examples ({test['tokens']:,} response tokens) of {source}; "
+        f"ROUGE-L of {test['generations']} greedy generations; one seed, nothing tuned.",
+        f"The exported student gives the trained student's logits to {difference:.1e} of the largest.",
+        f"The whole quickstart took {commands.seconds:.0f} seconds.",
+    ]
+    write_comparison(entries, folder, "MegaOKD quickstart", notes, describe_environment())
+    print(f"\n{side_by_side(entries)}\n\n{comparison_table(entries)}\n")
+    print("\n".join(notes))
+    print(f"Results:     {folder / 'results.md'}, {folder / 'results.json'}")
+    print(f"Curves:      {shlex.join(['tensorboard', '--logdir', str(folder)])}")
+    print(f"The student: {folder / 'okd' / 'student'}   (transformers.AutoModelForCausalLM loads it)")
+
+
+def _show(command: Sequence[str], environment: dict[str, str], num_lines: int = 20) -> tuple[int, str]:
+    """Run a command with its output passed on as it comes; returns its exit status and its last lines."""
+    tail = b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        assert process.stdout is not None
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            sys.stdout.write(chunk.decode("utf-8", errors="replace"))
+            sys.stdout.flush()
+            tail = (tail + chunk)[-16384:]
+    lines = tail.decode("utf-8", errors="replace").replace("\r", "\n").splitlines()
+    return process.returncode, "\n".join(lines[-num_lines:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megaokd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
+    parser.add_argument("--data", metavar="DATA", help=".jsonl or .parquet file, or Hugging Face dataset, instead")
+    parser.add_argument("--split", default="train", help="part of a Hugging Face dataset (default: train)")
+    parser.add_argument("--prompt-key", default="prompt", metavar="KEY", help="field of --data (default: prompt)")
+    parser.add_argument("--response-key", metavar="KEY", help="field of --data (default: response, or output)")
+    parser.add_argument("--steps", type=int, metavar="N", help="updates of each student (default: the recipe's)")
+    parser.add_argument("--teacher-steps", type=int, metavar="N", help="updates of the teacher (default: the recipe's)")
+    parser.add_argument("--smoke", action="store_true", help="shrink everything: does the path work?")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))
