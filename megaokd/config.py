@@ -15,7 +15,8 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-Weights = dict[Literal["ce", "forward_kl", "reverse_kl", "jsd"], NonNegativeFloat]
+TermName = Literal["ce", "forward_kl", "reverse_kl", "jsd"]
+Weights = dict[TermName, NonNegativeFloat]
 
 LinearName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR: tuple[LinearName, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -79,12 +80,16 @@ class Student:
     """Used where `path` is not given."""
 
 
+def _weights(*, ce: float, forward_kl: float) -> Weights:
+    return {"ce": ce, "forward_kl": forward_kl}
+
+
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Objective:
     """L_s = sum of weighted terms for the student, L_t the same for the online modules (docs/design.md)."""
 
-    student: Weights = Field(default_factory=lambda: {"ce": 1.0, "forward_kl": 1.0})
-    teacher: Weights = Field(default_factory=lambda: {"ce": 1.0, "forward_kl": 0.1})
+    student: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=1.0))
+    teacher: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=0.1))
     temperature: PositiveFloat = 1.0
     jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""

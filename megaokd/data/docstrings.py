@@ -26,6 +26,10 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing"
 _SKIPPED_MODULE = re.compile(r"^(test_.*|.*_test|conftest)$")
 _CONTEXT_DECORATORS = {"property", "staticmethod", "classmethod"}
 _SIGNATURE_LINE = re.compile(r"^[\w.]+\(.*\)\s*(->.*)?$")
+_SECTION_LINE = re.compile(
+    r"^\s*(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?|Notes?)\s*:?\s*$", re.MULTILINE
+)
+_FIELD = re.compile(r"^\w+( \(.*?\))?:(\s|$)")  # "name: ...", "name (type): ..."
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,9 @@ def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef, classes: tuple[str,
 
 
 def _first_paragraph(docstring: str) -> str:
-    """Up to the first blank line, on one line."""
-    return " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+    """Up to the first blank line or section heading, on one line."""
+    paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
+    return " ".join(_SECTION_LINE.split(paragraph, maxsplit=1)[0].split())
 
 
 def _usable(response: str) -> bool:
@@ -173,6 +178,7 @@ def _usable(response: str) -> bool:
         and len(response.split()) >= 4
         and ">>>" not in response
         and not _SIGNATURE_LINE.match(response)
+        and not _FIELD.match(response)
     )
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megaokd.data.hub import may_be_hub_name
 from megaokd.errors import UserError
+
+_FILE_ENDINGS = (".jsonl", ".parquet", ".txt", ".json", ".csv")  # a name that ends so was meant as a file
 
 Record = tuple[str, dict[str, Any]]  # where it stands, its fields
 
@@ -25,7 +28,7 @@ def read_records(source: str, *, split: str, text_key: str) -> Iterator[Record]:
     path = Path(source)
     if path.is_file():
         return _file_reader(path, text_key)(path)
-    if path.is_dir() or _may_be_dataset_name(source):
+    if path.is_dir() or (may_be_hub_name(source) and path.suffix not in _FILE_ENDINGS):
         return _hugging_face(source, split)
     raise UserError(f"{source}: there is no such file or folder")
 
@@ -39,11 +42,6 @@ def _file_reader(path: Path, text_key: str) -> Callable[[Path], Iterator[Record]
     if path.suffix not in readers:
         raise UserError(f"{path}: a data file must end in {', '.join(readers)}, found {path.suffix or 'no ending'!r}")
     return readers[path.suffix]
-
-
-def _may_be_dataset_name(source: str) -> bool:
-    known_ending = Path(source).suffix in (".jsonl", ".json", ".parquet", ".txt")
-    return not (known_ending or source.startswith((".", "/", "~")) or source.count("/") > 1)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

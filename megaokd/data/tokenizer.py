@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaokd.data.hub import may_be_hub_name
 from megaokd.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerBase":
 
     if Path(path_or_name).is_file():
         raise UserError(f"{path_or_name}: expected a tokenizer's folder, this is a file")
+    if not Path(path_or_name).is_dir() and not may_be_hub_name(str(path_or_name)):
+        raise UserError(f"{path_or_name}: there is no such tokenizer folder; `megaokd tokenizer` trains one")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path_or_name))
     except Exception as error:  # transformers raises whatever its parsers meet; all of it means the same to the user

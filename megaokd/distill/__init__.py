@@ -1,0 +1,1 @@
+"""Online distillation: the teacher's trainable modules and the objective of both models."""

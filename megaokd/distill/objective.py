@@ -1,0 +1,122 @@
+"""The objective of both models, from hidden states to one scalar whose backward gives both gradients.
+
+    student:         L_s = ce_s CE(q, y) + sum_k a_k D_k(sg[p], q)
+    online modules:  L_t = ce_t CE(p, y) + sum_k b_k D_k(p, sg[q])
+
+The stop-gradients live in the kernel: the student's loss has a gradient for the student's logits alone, the teacher's
+for the teacher's alone, so adding the two before backward mixes nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from megaokd import config
+from megaokd.kernels import Term, distillation_loss
+from megaokd.models.decoder import Decoder
+from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.vocab import VocabRange
+from megaokd.precision import Precision, autocast
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The weighted terms of both objectives in the form that the kernel takes."""
+
+    student: tuple[Term, ...]
+    teacher: tuple[Term, ...]
+    temperature: float
+
+    @classmethod
+    def from_config(cls, objective: config.Objective, *, has_teacher: bool, online: bool) -> "Terms":
+        """Without a teacher only the student's cross-entropy is left; without online modules the teacher is frozen."""
+        student = {kind: weight for kind, weight in objective.student.items() if has_teacher or kind == "ce"}
+        teacher = objective.teacher if online else {}
+        return cls(_terms(student, objective), _terms(teacher, objective), objective.temperature)
+
+
+def _terms(weights: config.Weights, objective: config.Objective) -> tuple[Term, ...]:
+    return tuple(
+        Term(kind, weight, beta=objective.jsd_beta) if kind == "jsd" else Term(kind, weight)
+        for kind, weight in weights.items()
+        if weight > 0.0
+    )
+
+
+class HiddenStateLoss:
+    """The pipeline's loss function: (hidden states, labels) -> scalar, on the last stage.
+
+    Heads are applied to loss tokens only. `slots` holds the decoders whose heads the hidden states belong to, the
+    student's first; it is empty on ranks without the last stage. Sums of every metric over loss tokens gather in `sums` until `take_sums`.
+
+    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a model, then the kernel's
+    all-gather (two with jsd); backward an all-reduce of [T, D] a model that has a gradient.
+    """
+
+    def __init__(
+        self,
+        slots: tuple[Decoder, ...],
+        terms: Terms,
+        vocab: VocabRange,
+        tp: TensorParallel,
+        precision: Precision,
+        *,
+        has_teacher: bool,
+    ) -> None:
+        self.slots = slots
+        self.has_teacher = has_teacher
+        self.terms = terms
+        self.vocab = vocab
+        self.tp = tp
+        self.precision = precision
+        self.sums: dict[str, torch.Tensor] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `take_sums` holds, known on every rank, also where there is no loss."""
+        names = ("tokens", "student_loss", "teacher_loss", "student_ce", "student_entropy")
+        if not self.has_teacher:
+            return names
+        mixtures = {term.name: None for term in (*self.terms.student, *self.terms.teacher) if term.kind == "jsd"}
+        both = ("teacher_ce", "teacher_entropy", "top1_agreement", "forward_kl", "reverse_kl")
+        return (*names, *both, *mixtures)
+
+    def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
+        """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""
+        assert len(hidden) == len(self.slots), "the loss runs on the last stage"
+        keep = labels != IGNORED
+        with autocast(self.precision, labels.device):
+            logits = [self._logits(model, state, keep) for model, state in zip(self.slots, hidden, strict=True)]
+        out = distillation_loss(
+            logits[0],
+            logits[1] if len(logits) > 1 else None,
+            labels[keep],
+            student=self.terms.student,
+            teacher=self.terms.teacher,
+            temperature=self.terms.temperature,
+            group=self.tp.group,
+            vocab_start=self.vocab.start,
+            vocab_size=self.vocab.size,
+        )
+        self._add("student_loss", out.student_loss)
+        self._add("teacher_loss", out.teacher_loss)
+        for name, values in out.metrics.items():
+            self._add(name, values)
+        self.sums["tokens"] = self.sums.get("tokens", 0) + keep.sum(dtype=torch.float64)
+        total: torch.Tensor = (out.student_loss.sum() + out.teacher_loss.sum()) * scale
+        return total
+
+    def take_sums(self) -> dict[str, torch.Tensor]:
+        """The sums since the last call, fp64 scalars on the device; empty on stages that saw no loss."""
+        sums, self.sums = self.sums, {}
+        return sums
+
+    def _logits(self, model: Decoder, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        assert model.head is not None
+        logits: torch.Tensor = model.head(self.tp.gather_sequence(hidden)[keep])
+        return logits
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0) + values.detach().sum(dtype=torch.float64)

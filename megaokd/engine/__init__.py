@@ -1,0 +1,1 @@
+"""The training step and the only code that imports deepspeed."""

@@ -1,0 +1,163 @@
+"""DeepSpeed's part of the step: the sharded optimizer and the data-parallel reduction.
+
+Used of it: ZeRO-1 (ZeRO-2 with one stage) and one coalesced reduction a step. Its gradient clipping, norms, mixed
+precision, checkpoints and pipeline are switched off or left alone: its norm is reduced once per parameter group, which
+hangs where a stage holds no online module; the reasons for the rest are in docs/design.md.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from megaokd.config import Optimizer, OptimizerGroup
+from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
+from megaokd.engine.parameters import GROUPS, GroupName, TrainableParameter
+from megaokd.errors import UserError
+from megaokd.mesh import DeepSpeedTopology, ParallelMesh
+from megaokd.parallel.region import TensorParallel
+
+# What the engine decides itself; a value for one of these in the `deepspeed` section is refused.
+_OWN_KEYS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
+    "fp16", "bf16", "torch_autocast", "gradient_clipping", "pipeline", "amp",
+)  # fmt: skip
+_OWN_ZERO_KEYS = ("stage", "compute_grad_norm", "offload_param")
+
+
+class TrainingEngine:
+    """Accumulates, reduces and clips gradients, each group by its own norm, and takes the optimizer's step."""
+
+    def __init__(
+        self,
+        modules: nn.Module,
+        parameters: Sequence[TrainableParameter],
+        options: Optimizer,
+        mesh: ParallelMesh,
+        tp: TensorParallel,
+        *,
+        zero_stage: int,
+        deepspeed_options: Mapping[str, Any],
+    ) -> None:
+        self.parameters = list(parameters)
+        self.options: dict[GroupName, OptimizerGroup] = {"student": options.student, "online": options.online}
+        self.mesh = mesh
+        self.tp = tp
+        self._by_id = {id(item.parameter): item for item in self.parameters}
+        self._group_names, groups = _optimizer_groups(self.parameters, self.options)
+        self._engine = _start_deepspeed(
+            modules, torch.optim.AdamW(groups), mesh, _deepspeed_config(zero_stage, mesh, deepspeed_options)
+        )
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """One optimizer step's backward passes; on leaving, gradients are reduced over every copy of a parameter.
+
+        DeepSpeed averages over the data-parallel ranks; losses are scaled by their number beforehand.
+        """
+        with self._engine.coalesce_grad_reduction():
+            yield
+            sum_partial_gradients(self.parameters, self.tp)
+            sum_tied_gradients(self.parameters, self.mesh)
+
+    def square_norms(self) -> dict[GroupName, torch.Tensor]:
+        """This rank's share of each group's squared gradient norm, fp64; the sum over the world is the whole."""
+        sums = {name: torch.zeros((), dtype=torch.float64, device=self.mesh.device) for name in GROUPS}
+        for item, gradient in self._reduced_gradients():
+            sums[item.group] += gradient.double().square().sum() * item.share_of_norm
+        return sums
+
+    def clip(self, norms: Mapping[GroupName, float]) -> None:
+        """Scale each group whose global norm exceeds its limit."""
+        factors = {}
+        for name, norm in norms.items():
+            limit = self.options[name].clip
+            factors[name] = min(1.0, limit / (norm + 1e-6)) if limit > 0.0 else 1.0
+        for item, gradient in self._reduced_gradients():
+            if factors[item.group] < 1.0:
+                gradient.mul_(factors[item.group])
+
+    def step(self, learning_rates: Mapping[GroupName, float]) -> None:
+        """Take the optimizer's step and drop the gradients."""
+        for name, group in zip(self._group_names, self._engine.optimizer.param_groups, strict=True):
+            group["lr"] = learning_rates[name]
+        self._engine.step()
+
+    @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's ZeRO optimizer, for checkpoints."""
+        return self._engine.optimizer
+
+    def _reduced_gradients(self) -> Iterator[tuple[TrainableParameter, torch.Tensor]]:
+        """(parameter, the part of its reduced gradient in this rank's ZeRO partition)."""
+        optimizer = self._engine.optimizer
+        for index, gradients in optimizer.averaged_gradients.items():
+            real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+            # An empty partition is one unmarked block of zeros: zip ends at the shorter side.
+            for parameter, gradient in zip(optimizer.params_in_partition[index], real, strict=False):
+                yield self._by_id[id(parameter)], gradient
+
+
+def _optimizer_groups(
+    parameters: Sequence[TrainableParameter], options: Mapping[GroupName, OptimizerGroup]
+) -> tuple[list[GroupName], list[dict[str, Any]]]:
+    """AdamW's parameter groups: each of ours with and without weight decay, those without a parameter left out."""
+    names: list[GroupName] = []
+    groups = []
+    for name in GROUPS:
+        for decays in (True, False):
+            members = [p.parameter for p in parameters if p.group == name and p.decays == decays]
+            if members:
+                settings = options[name]
+                names.append(name)
+                groups.append(
+                    {
+                        "params": members,
+                        "lr": settings.lr,
+                        "betas": settings.betas,
+                        "eps": settings.eps,
+                        "weight_decay": settings.weight_decay if decays else 0.0,
+                    }
+                )
+    return names, groups
+
+
+def _deepspeed_config(zero_stage: int, mesh: ParallelMesh, options: Mapping[str, Any]) -> dict[str, Any]:
+    if zero_stage == 2 and mesh.pipeline.size > 1:
+        raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
+    zero = dict(options.get("zero_optimization", {}))
+    taken = [key for key in _OWN_KEYS if key in options] + [
+        f"zero_optimization.{key}" for key in _OWN_ZERO_KEYS if key in zero
+    ]
+    if taken:
+        raise UserError(f"deepspeed.{taken[0]} is set by the training engine; remove it from the configuration")
+    return {
+        **options,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {**zero, "stage": zero_stage, "compute_grad_norm": False},
+    }
+
+
+def _start_deepspeed(
+    modules: nn.Module, optimizer: torch.optim.Optimizer, mesh: ParallelMesh, config: dict[str, Any]
+) -> Any:
+    if mesh.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # type: ignore[import-untyped, unused-ignore]
+    from deepspeed.ops import __compatible_ops__
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Shared-memory collectives would be compiled at the first start, and fail where there is no compiler.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if mesh.device.type == "cuda" else "gloo", verbose=False)
+    engine, *_ = deepspeed.initialize(
+        model=modules, optimizer=optimizer, config=config, mpu=DeepSpeedTopology(mesh), dist_init_required=False
+    )
+    return engine

@@ -1,0 +1,61 @@
+"""Every trainable parameter of this rank, with all that reduction, clipping and checkpoints need to know about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from megaokd.models.decoder import Decoder
+from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
+from megaokd.pipeline.models import DistillationModels
+
+GroupName = Literal["student", "online"]
+GROUPS: tuple[GroupName, ...] = ("student", "online")
+
+
+@dataclass(frozen=True)
+class TrainableParameter:
+    """A parameter, its name in the whole model, its slice and its optimizer group."""
+
+    name: str
+    parameter: nn.Parameter
+    layout: TensorLayout
+    group: GroupName
+    tied_copy: bool = False
+    """A head that repeats an embedding held by the first stage: counted and saved there."""
+
+    @property
+    def decays(self) -> bool:
+        """Weight decay is for matrices; norms and biases have one dimension."""
+        return self.parameter.ndim > 1
+
+    @property
+    def share_of_norm(self) -> float:
+        """What this rank's squared gradient adds to the global one: copies count once together."""
+        return 0.0 if self.tied_copy else 1.0 / self.layout.copies
+
+
+def trainable_parameters(models: DistillationModels) -> list[TrainableParameter]:
+    """Student parameters, then those of the online modules, in stage order.
+
+    With sequence parallelism a replicated parameter outside the tensor-parallel regions sees this rank's tokens only,
+    so its gradient is partial.
+    """
+    found = [item for part in models.students for item in _of(part, "student")]
+    return found + [item for part in models.teachers for item in _of(part, "online")]
+
+
+def _of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
+    tp = decoder.tp
+    default = replicated(tp.size, tp.rank, partial=tp.sequence_parallel)
+    return [
+        TrainableParameter(
+            name=f"{group}.{name}",
+            parameter=parameter,
+            layout=layout,
+            group=group,
+            tied_copy=name == "head.weight" and decoder.holds_tied_copy,
+        )
+        for name, parameter, layout in named_layouts(decoder, default)
+        if parameter.requires_grad
+    ]

@@ -1,0 +1,71 @@
+"""One optimizer step, and one evaluation of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megaokd.config import Optimizer
+from megaokd.data.batches import Batch
+from megaokd.distill.objective import HiddenStateLoss
+from megaokd.engine.engine import TrainingEngine
+from megaokd.engine.learning_rate import learning_rate
+from megaokd.engine.parameters import GROUPS, GroupName
+from megaokd.engine.report import StepReport, reduce_report
+from megaokd.mesh import ParallelMesh
+from megaokd.pipeline.schedule import Runner
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Everything that a step needs; call it with the step's number and this rank's part of the global batch."""
+
+    engine: TrainingEngine
+    runner: Runner
+    loss: HiddenStateLoss
+    mesh: ParallelMesh
+    optimizer: Optimizer
+    total_steps: int
+
+    def __call__(self, step: int, batch: Batch, *, stop_requested: bool = False) -> StepReport:
+        """Forward and backward of both models, reduction, checks, clipping, update.
+
+        A loss is a sum over tokens divided by the global batch's number of loss tokens, once, for every term.
+
+        Raises:
+            UserError: a loss or gradient is not finite; raised on every rank, before the update.
+        """
+        scale = self.mesh.data.size / max(1, batch.loss_tokens)
+        with self.engine.accumulate():
+            self.runner.forward_backward(*on_device(batch, self.mesh.device), scale=scale)
+        report = reduce_report(
+            self.loss.names,
+            self.loss.take_sums(),
+            self.engine.square_norms(),
+            stop_requested=stop_requested,
+            mesh=self.mesh,
+        )
+        report.check_finite(step)
+        self.engine.clip(report.norms)
+        self.engine.step(self.learning_rates(step))
+        return report
+
+    def learning_rates(self, step: int) -> dict[GroupName, float]:
+        """Both groups' learning rates at a step."""
+        options = {"student": self.optimizer.student, "online": self.optimizer.online}
+        return {name: learning_rate(options[name], step, self.total_steps) for name in GROUPS}
+
+
+def evaluate_batches(
+    batches: Sequence[Batch], runner: Runner, loss: HiddenStateLoss, mesh: ParallelMesh
+) -> dict[str, float]:
+    """Per-token means of every metric over batches, equal on all ranks. One all-reduce at the end."""
+    for batch in batches:
+        runner.forward(*on_device(batch, mesh.device))
+    report = reduce_report(loss.names, loss.take_sums(), {}, stop_requested=False, mesh=mesh)
+    return report.metrics
+
+
+def on_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels, [M, b, S] each."""
+    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)

@@ -1,0 +1,165 @@
+"""The device mesh (pipeline x data x tensor) and every process group of a run.
+
+Groups are built here, once, and passed on as arguments; nothing else creates one and nothing stores one globally.
+Tensor-parallel ranks are neighbours (they talk most), pipeline stages are furthest apart.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megaokd.config import Parallel
+from megaokd.errors import UserError
+
+AXES = ("pipeline", "data", "tensor")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh as a rank sees it: its process group, its place in it and the group's size."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ParallelMesh:
+    """All process groups of a run.
+
+    `model` is the group of the ranks that hold one replica together (pipeline x tensor at one data rank); `ends` joins
+    the first and the last pipeline stage of this rank's column and is None elsewhere and where there is one stage.
+    """
+
+    device: torch.device
+    pipeline: Axis
+    data: Axis
+    tensor: Axis
+    model: Axis
+    ends: dist.ProcessGroup | None
+
+    @property
+    def rank(self) -> int:
+        """The global rank."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes of the run."""
+        return dist.get_world_size()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process talks to the user (global rank 0)."""
+        return self.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the last pipeline stage, where the loss is computed."""
+        return self.pipeline.rank == self.pipeline.size - 1
+
+
+def start_distributed(timeout_s: int) -> torch.device:
+    """Join the process group of the launcher, or start a group of one; return this rank's device.
+
+    NCCL with CUDA, gloo without. A launcher (torchrun, deepspeed, srun with its variables exported) sets RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+    return device
+
+
+def build_mesh(parallel: Parallel, device: torch.device) -> ParallelMesh:
+    """Build the groups of a layout. Collective: every rank of the world calls it once.
+
+    Raises:
+        UserError: the layout does not divide the number of processes.
+    """
+    data = data_parallel_size(parallel, dist.get_world_size())
+    shape = (parallel.pipeline, data, parallel.tensor)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=AXES)
+    grid = mesh.mesh
+    pipeline_rank, data_rank, tensor_rank = (int(mesh.get_local_rank(axis)) for axis in AXES)
+
+    # new_group is collective over the world: every rank walks through all groups in the same order.
+    model = ends = None
+    for replica in range(data):
+        group = dist.new_group(grid[:, replica, :].flatten().tolist())
+        model = group if replica == data_rank else model
+    assert model is not None
+    for column in grid[[0, -1]].flatten(1).T.tolist() if parallel.pipeline > 1 else []:
+        group = dist.new_group(column)
+        ends = group if dist.get_rank() in column else ends
+    return ParallelMesh(
+        device=device,
+        pipeline=_axis(mesh, "pipeline"),
+        data=_axis(mesh, "data"),
+        tensor=_axis(mesh, "tensor"),
+        model=Axis(model, pipeline_rank * parallel.tensor + tensor_rank, parallel.pipeline * parallel.tensor),
+        ends=ends,
+    )
+
+
+def data_parallel_size(parallel: Parallel, world_size: int) -> int:
+    """What is left of the world for data parallelism; a `UserError` where tensor x pipeline does not divide it."""
+    model_size = parallel.tensor * parallel.pipeline
+    if world_size % model_size:
+        fits = [f"{t}x{world_size // t}" for t in range(1, world_size + 1) if world_size % t == 0]
+        raise UserError(
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model_size} does not divide "
+            f"the {world_size} processes that were started; their product must be one of "
+            f"{divisors(world_size)} (tensor x pipeline using all of them: {', '.join(fits)}), or start a multiple of "
+            f"{model_size} processes"
+        )
+    return world_size // model_size
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a number, ascending: the choices that error messages offer."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _axis(mesh: DeviceMesh, name: str) -> Axis:
+    group = mesh.get_group(name)
+    return Axis(group, dist.get_rank(group), dist.get_world_size(group))
+
+
+class DeepSpeedTopology:
+    """The `mpu` object that DeepSpeed asks for its groups.
+
+    The tensor-parallel getters are not optional: without them DeepSpeed counts only the first pipeline stage.
+    """
+
+    def __init__(self, mesh: ParallelMesh) -> None:
+        self._axes: dict[str, Axis] = {
+            "model_parallel": mesh.model,
+            "data_parallel": mesh.data,
+            "tensor_model_parallel": mesh.tensor,
+            "pipeline_model_parallel": mesh.pipeline,
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        for axis_name, axis in self._axes.items():
+            if name == f"get_{axis_name}_group":
+                return lambda: axis.group
+            if name == f"get_{axis_name}_rank":
+                return lambda: axis.rank
+            if name == f"get_{axis_name}_world_size":
+                return lambda: axis.size
+        raise AttributeError(name)

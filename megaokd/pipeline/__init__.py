@@ -1,0 +1,1 @@
+"""Pipeline parallelism: both models split over the same stages, run by torch.distributed.pipelining."""

@@ -1,0 +1,151 @@
+"""Both models of a run, cut into the stages that this rank holds."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megaokd.config import Config
+from megaokd.distill.online_modules import attach_online_modules, first_online_layer
+from megaokd.errors import UserError
+from megaokd.mesh import ParallelMesh
+from megaokd.models.architecture import DecoderArchitecture
+from megaokd.models.decoder import Decoder, DecoderSlice
+from megaokd.models.huggingface_config import read_architecture
+from megaokd.models.huggingface_weights import load_decoder
+from megaokd.models.initialize import freeze, initialize_decoder
+from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.vocab import VocabRange
+from megaokd.pipeline.split import split_model
+from megaokd.pipeline.stage import DistillationStage, Slot
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class DistillationModels:
+    """The stages of this rank, lowest first, and what the rest of the run needs to know about the models."""
+
+    stages: nn.ModuleList
+    student_architecture: DecoderArchitecture
+    teacher_architecture: DecoderArchitecture | None
+    vocab: VocabRange
+    tp: TensorParallel
+    slots: tuple[Slot, ...]
+
+    @property
+    def students(self) -> list[Decoder]:
+        """The student's slices on this rank."""
+        return [stage.student for stage in self._stages()]
+
+    @property
+    def teachers(self) -> list[Decoder]:
+        """The teacher's slices on this rank; empty without a teacher."""
+        return [stage.teacher for stage in self._stages() if stage.teacher is not None]
+
+    def _stages(self) -> list[DistillationStage]:
+        return [stage for stage in self.stages if isinstance(stage, DistillationStage)]
+
+
+def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> DistillationModels:
+    """Build, initialise or load both models' slices for this rank.
+
+    vocab_size: tokens of the tokenizer; a model may have more rows (padding), not fewer.
+
+    Raises:
+        UserError: a layout that does not fit, an unsupported or damaged model folder, a vocabulary too small.
+    """
+    student_arch = (
+        read_architecture(config.student.path)
+        if config.student.path is not None
+        else DecoderArchitecture.from_config(config.student.architecture, vocab_size)
+    )
+    teacher_arch = read_architecture(config.teacher.path) if config.teacher.path is not None else None
+    _check(config, student_arch, teacher_arch, vocab_size)
+    tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
+    padded = max(arch.vocab_size for arch in (student_arch, teacher_arch) if arch is not None)
+    vocab = VocabRange.split(vocab_size, padded, tp)
+
+    count = config.parallel.pipeline * config.parallel.virtual_stages
+    mine = range(mesh.pipeline.rank, count, mesh.pipeline.size)
+    student_slices = split_model(student_arch, count)
+    teacher_slices = split_model(teacher_arch, count) if teacher_arch is not None else []
+    stages = nn.ModuleList()
+    for index in mine:
+        student = _build_student(config, student_arch, student_slices[index], vocab, tp, mesh.device)
+        teacher = None
+        if teacher_arch is not None:
+            teacher = _build_teacher(config, teacher_arch, teacher_slices[index], vocab, tp, mesh.device)
+        stages.append(DistillationStage(student, teacher, config.train.precision))
+    slots = [Slot(student_arch.hidden_size, grad_from_stage=0)]
+    if teacher_arch is not None:
+        slots.append(Slot(teacher_arch.hidden_size, _first_moving_stage(config, teacher_arch, teacher_slices)))
+    return DistillationModels(stages, student_arch, teacher_arch, vocab, tp, tuple(slots))
+
+
+def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchitecture | None, vocab_size: int) -> None:
+    stages = config.parallel.pipeline * config.parallel.virtual_stages
+    for name, arch in (("student", student), ("teacher", teacher)):
+        if arch is None:
+            continue
+        arch.check_layout(name, tensor=config.parallel.tensor, stages=stages)
+        if arch.vocab_size < vocab_size:
+            raise UserError(
+                f"the {name} has {arch.vocab_size} token embeddings, but the tokenizer of the data has {vocab_size} "
+                "tokens: they do not belong together"
+            )
+        if config.data.sequence_length > arch.max_positions:
+            raise UserError(
+                f"data.sequence_length={config.data.sequence_length} is longer than the {arch.max_positions} positions "
+                f"of the {name}"
+            )
+    if config.teacher.dtype == "bfloat16" and config.train.precision == "fp32":
+        raise UserError("teacher.dtype=bfloat16 needs train.precision=bf16; with fp32 keep the teacher in float32")
+
+
+def _build_student(
+    config: Config,
+    arch: DecoderArchitecture,
+    part: DecoderSlice,
+    vocab: VocabRange,
+    tp: TensorParallel,
+    device: torch.device,
+) -> Decoder:
+    with torch.device(device):
+        student = Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
+    if config.student.path is not None:
+        load_decoder(student, config.student.path)
+    else:
+        initialize_decoder(student, config.train.seed)
+    return student.train()
+
+
+def _build_teacher(
+    config: Config,
+    arch: DecoderArchitecture,
+    part: DecoderSlice,
+    vocab: VocabRange,
+    tp: TensorParallel,
+    device: torch.device,
+) -> Decoder:
+    assert config.teacher.path is not None
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[config.teacher.dtype])
+    try:
+        with torch.device(device):
+            teacher = Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
+    finally:
+        torch.set_default_dtype(default)
+    load_decoder(teacher, config.teacher.path)
+    freeze(teacher.parameters())
+    if config.teacher.online is not None:
+        attach_online_modules(teacher, config.teacher.online, seed=config.train.seed)
+    return teacher.eval()
+
+
+def _first_moving_stage(config: Config, arch: DecoderArchitecture, slices: list[DecoderSlice]) -> int:
+    """The first stage whose teacher output depends on a trainable parameter."""
+    if config.teacher.online is None:
+        return len(slices)
+    first = first_online_layer(config.teacher.online, arch.num_layers)
+    return next(index for index, part in enumerate(slices) if part.layers.stop > first)

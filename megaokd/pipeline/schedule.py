@@ -1,0 +1,164 @@
+"""Running a batch through the stages: forward and backward, or forward only.
+
+With one stage it is a loop over micro-batches. With more, a schedule of torch.distributed.pipelining; shapes are given
+statically, since the library's own inference costs an extra forward and cannot follow a change of length. One schedule
+per batch length is built and kept.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
+
+from megaokd.config import Parallel
+from megaokd.errors import UserError
+from megaokd.mesh import Axis
+from megaokd.parallel.region import TensorParallel
+from megaokd.pipeline.stage import Slot
+
+LossFunction = Callable[..., torch.Tensor]
+"""(hidden states of the last stage, labels [b, S], scale=...) -> scalar."""
+
+
+class Runner(Protocol):
+    """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b examples."""
+
+    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+        """Accumulate the gradients of `scale` x the summed loss into the parameters of this rank's stages."""
+        ...
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+        """Call the loss function for what it records; no gradients."""
+        ...
+
+
+def build_runner(
+    stages: Sequence[nn.Module],
+    slots: tuple[Slot, ...],
+    loss: LossFunction,
+    parallel: Parallel,
+    axis: Axis,
+    tp: TensorParallel,
+    device: torch.device,
+) -> Runner:
+    """The runner of a layout: `stages` are the ones that this rank holds, lowest first."""
+    if parallel.pipeline == 1:
+        return MicroBatchLoop(stages[0], loss)
+    return PipelineRunner(stages, slots, loss, parallel, axis, tp, device)
+
+
+def check_micro_batches(parallel: Parallel, micro_batches: int) -> None:
+    """Refuse a number of micro-batches that the schedule cannot run."""
+    if parallel.virtual_stages > 1 and parallel.schedule != "interleaved1f1b":
+        raise UserError(
+            f"parallel.virtual_stages={parallel.virtual_stages} needs parallel.schedule=interleaved1f1b, "
+            f"not {parallel.schedule}"
+        )
+    if parallel.schedule == "interleaved1f1b" and parallel.pipeline == 1:
+        raise UserError("parallel.schedule=interleaved1f1b needs parallel.pipeline of at least 2")
+    interleaved = parallel.schedule == "interleaved1f1b"
+    if parallel.pipeline > 1 and (
+        micro_batches < parallel.pipeline or (interleaved and micro_batches % parallel.pipeline)
+    ):
+        raise UserError(
+            f"parallel.pipeline={parallel.pipeline} with {parallel.schedule} needs "
+            f"{'a multiple of' if interleaved else 'at least'} {parallel.pipeline} micro-batches a step, but "
+            f"train.global_batch / (train.micro_batch x data-parallel size) is {micro_batches}; "
+            "raise train.global_batch or lower train.micro_batch"
+        )
+
+
+class MicroBatchLoop:
+    """One stage: gradient accumulation over micro-batches."""
+
+    def __init__(self, stage: nn.Module, loss: LossFunction) -> None:
+        self.stage = stage
+        self.loss = loss
+
+    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+        """See `Runner`."""
+        for micro_tokens, micro_labels in zip(tokens, labels, strict=True):
+            self.loss(self.stage(micro_tokens), micro_labels, scale=scale).backward()
+
+    @torch.no_grad()
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+        """See `Runner`."""
+        for micro_tokens, micro_labels in zip(tokens, labels, strict=True):
+            self.loss(self.stage(micro_tokens), micro_labels, scale=0.0)
+
+
+class PipelineRunner:
+    """Several stages: 1F1B, or interleaved 1F1B where a rank holds more than one."""
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        slots: tuple[Slot, ...],
+        loss: LossFunction,
+        parallel: Parallel,
+        axis: Axis,
+        tp: TensorParallel,
+        device: torch.device,
+    ) -> None:
+        self.stages = stages
+        self.slots = slots
+        self.loss = loss
+        self.parallel = parallel
+        self.axis = axis
+        self.tp = tp
+        self.device = device
+        self.num_stages = parallel.pipeline * parallel.virtual_stages
+        self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
+
+    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+        """See `Runner`."""
+        schedule = self._schedule(tokens.shape, train=True)
+        arguments, target = self._feed(tokens, labels)
+        schedule.step(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": scale})
+
+    @torch.no_grad()
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+        """See `Runner`."""
+        schedule = self._schedule(tokens.shape, train=False)
+        arguments, target = self._feed(tokens, labels)
+        schedule.eval(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": 0.0})
+
+    def _feed(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Tokens for the rank with the first stage, labels for the one with the last; the schedule cuts them again."""
+        first, last = self.axis.rank == 0, self.axis.rank == self.axis.size - 1
+        return (tokens.flatten(0, 1),) if first else (), labels.flatten(0, 1) if last else None
+
+    def _schedule(self, shape: torch.Size, *, train: bool) -> PipelineScheduleSingle | PipelineScheduleMulti:
+        key = (shape, train)
+        if key not in self._schedules:
+            stages = [
+                self._stage(module, self.axis.rank + position * self.axis.size, shape)
+                for position, module in enumerate(self.stages)
+            ]
+            if self.parallel.schedule == "interleaved1f1b":
+                self._schedules[key] = ScheduleInterleaved1F1B(
+                    list(stages), shape[0], loss_fn=self.loss, scale_grads=False
+                )
+            else:
+                self._schedules[key] = Schedule1F1B(stages[0], shape[0], loss_fn=self.loss, scale_grads=False)
+        return self._schedules[key]
+
+    def _stage(self, module: nn.Module, index: int, shape: torch.Size) -> PipelineStage:
+        _, batch, sequence = shape
+        tokens = torch.empty(batch, sequence, dtype=torch.int64, device="meta")
+        inputs = (tokens,) if index == 0 else self._hidden_metadata(index - 1, batch, sequence)
+        outputs = self._hidden_metadata(index, batch, sequence)
+        return PipelineStage(
+            module, index, self.num_stages, self.device, input_args=inputs, output_args=outputs, group=self.axis.group
+        )
+
+    def _hidden_metadata(self, stage: int, batch: int, sequence: int) -> tuple[torch.Tensor, ...]:
+        """What `stage` puts out: shape, and whether the next stage owes it a gradient."""
+        local = sequence // self.tp.size if self.tp.sequence_parallel else sequence
+        return tuple(
+            torch.empty(batch, local, slot.hidden_size, device="meta", requires_grad=stage >= slot.grad_from_stage)
+            for slot in self.slots
+        )

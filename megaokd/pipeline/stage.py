@@ -1,0 +1,61 @@
+"""What a pipeline stage runs: a slice of the student and the same stage's slice of the teacher, side by side.
+
+Between stages travel one or two hidden states, [B, S or S/tp, D] fp32 each: the student's, then the teacher's. Below
+the first online module the teacher's needs no gradient; autograd then records nothing for it and the pipeline sends no
+gradient back.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megaokd.distill.online_modules import original_teacher
+from megaokd.models.decoder import Decoder
+from megaokd.precision import Precision, autocast
+
+Hidden = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One of the hidden states that travel between stages."""
+
+    hidden_size: int
+    grad_from_stage: int
+    """The first stage whose output for this slot needs a gradient; the number of stages where none does."""
+
+
+class DistillationStage(nn.Module):
+    """Student slice and, where there is a teacher, teacher slice: (tokens) or hidden states -> hidden states."""
+
+    def __init__(self, student: Decoder, teacher: Decoder | None, precision: Precision) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.precision = precision
+
+    def forward(self, *inputs: torch.Tensor) -> Hidden:
+        """[B, S] token ids on the first stage, the previous stage's output elsewhere."""
+        first = inputs[0]
+        with autocast(self.precision, first.device):
+            student = self.student(first)
+            if self.teacher is None:
+                return (student,)
+            return student, self.teacher(inputs[-1])
+
+
+class DriftStage(nn.Module):
+    """The original teacher in the student's place, beside the adapted one: measures how far the teacher has moved."""
+
+    def __init__(self, teacher: Decoder, precision: Precision) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.precision = precision
+
+    def forward(self, *inputs: torch.Tensor) -> Hidden:
+        """As `DistillationStage.forward`, with the original teacher's hidden state first."""
+        with autocast(self.precision, inputs[0].device):
+            with original_teacher(self.teacher):
+                original = self.teacher(inputs[0])
+            return original, self.teacher(inputs[-1])

@@ -1,0 +1,149 @@
+"""Putting a run together: data, models, pipeline, engine, from one configuration."""
+
+from dataclasses import dataclass
+
+from megaokd.config import Config
+from megaokd.data.batches import TrainBatches, ValidationBatches
+from megaokd.data.dataset import TokenDataset
+from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
+from megaokd.distill.objective import HiddenStateLoss, Terms
+from megaokd.engine.engine import TrainingEngine
+from megaokd.engine.parameters import trainable_parameters
+from megaokd.engine.step import TrainingStep
+from megaokd.errors import UserError
+from megaokd.kernels import Term
+from megaokd.mesh import ParallelMesh
+from megaokd.models.decoder import Decoder
+from megaokd.pipeline.models import DistillationModels, build_models
+from megaokd.pipeline.schedule import Runner, build_runner, check_micro_batches
+from megaokd.pipeline.stage import DriftStage, Slot
+
+
+@dataclass
+class Run:
+    """The parts of a run on this rank."""
+
+    config: Config
+    mesh: ParallelMesh
+    dataset: TokenDataset
+    train_batches: TrainBatches
+    validation_batches: ValidationBatches | None
+    models: DistillationModels
+    engine: TrainingEngine
+    step: TrainingStep
+    drift: "Drift | None"
+
+
+@dataclass
+class Drift:
+    """How far the adapted teacher is from the original: KL(p_phi || p_0), through the same pipeline, no gradients."""
+
+    runner: Runner
+    loss: HiddenStateLoss
+
+
+def build_run(config: Config, mesh: ParallelMesh) -> Run:
+    """Build everything for this rank. Collective.
+
+    Raises:
+        UserError: what the user asked for does not fit together; the same on every rank where all see the same files.
+    """
+    dataset = TokenDataset(config.data.train)
+    train, validation = _batches(config, dataset, mesh)
+    _check_tokenizers(config, dataset)
+    models = build_models(config, dataset.vocab_size, mesh)
+    terms = Terms.from_config(
+        config.objective,
+        has_teacher=models.teacher_architecture is not None,
+        online=config.teacher.online is not None,
+    )
+    loss = _loss(config, models, terms, models.students, models.teachers)
+    runner = build_runner(
+        list(models.stages), models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device
+    )
+    engine = TrainingEngine(
+        models.stages,
+        trainable_parameters(models),
+        config.optimizer,
+        mesh,
+        models.tp,
+        zero_stage=config.train.zero_stage,
+        deepspeed_options=config.deepspeed,
+    )
+    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps)
+    return Run(config, mesh, dataset, train, validation, models, engine, step, _drift(config, models, mesh))
+
+
+def _batches(
+    config: Config, dataset: TokenDataset, mesh: ParallelMesh
+) -> tuple[TrainBatches, ValidationBatches | None]:
+    data, train = config.data, config.train
+    if config.parallel.sequence_parallel and data.bucket % mesh.tensor.size:
+        raise UserError(
+            f"data.bucket={data.bucket} must be a multiple of parallel.tensor={mesh.tensor.size} with "
+            "parallel.sequence_parallel, so that every length can be split"
+        )
+    batches = TrainBatches(
+        dataset,
+        sequence_length=data.sequence_length,
+        bucket=data.bucket,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        seed=train.seed,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+    )
+    check_micro_batches(config.parallel, train.global_batch // (train.micro_batch * mesh.data.size))
+    if data.validation is None:
+        if train.validate_every:
+            raise UserError("train.validate_every is set, but data.validation names no data set")
+        return batches, None
+    held_out = TokenDataset(data.validation)
+    if held_out.vocabulary_hash != dataset.vocabulary_hash:
+        raise UserError(f"{data.validation} and {data.train} were made with different tokenizers; preprocess one again")
+    return batches, ValidationBatches(
+        held_out,
+        sequence_length=data.sequence_length,
+        bucket=data.bucket,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        dp_rank=mesh.data.rank,
+        dp_size=mesh.data.size,
+        limit=train.validation_batches,
+    )
+
+
+def _check_tokenizers(config: Config, dataset: TokenDataset) -> None:
+    """Refuse a model whose tokenizer is not the data's: equal ids would mean different tokens."""
+    for name, path in (("teacher", config.teacher.path), ("student", config.student.path)):
+        if path is None:
+            continue
+        tokenizer = load_tokenizer(path)
+        if vocabulary_hash(tokenizer) != dataset.vocabulary_hash:
+            difference = first_difference(tokenizer, load_tokenizer(dataset.tokenizer_path))
+            raise UserError(
+                f"the tokenizer of the {name} ({path}) is not the one of the data ({config.data.train}): {difference}; "
+                f"preprocess the data with the {name}'s tokenizer"
+            )
+
+
+def _loss(
+    config: Config, models: DistillationModels, terms: Terms, students: list[Decoder], teachers: list[Decoder]
+) -> HiddenStateLoss:
+    """The loss over the last stage's heads; on other ranks one that only knows its names."""
+    ends = [parts[-1] for parts in (students, teachers) if parts and parts[-1].part.last]
+    has_teacher = models.teacher_architecture is not None
+    return HiddenStateLoss(tuple(ends), terms, models.vocab, models.tp, config.train.precision, has_teacher=has_teacher)
+
+
+def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Drift | None:
+    if models.teacher_architecture is None or config.teacher.online is None:
+        return None
+    size = models.teacher_architecture.hidden_size
+    never = config.parallel.pipeline * config.parallel.virtual_stages
+    slots = (Slot(size, grad_from_stage=never), Slot(size, grad_from_stage=never))
+    stages = [DriftStage(teacher, config.train.precision) for teacher in models.teachers]
+    terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
+    loss = _loss(config, models, terms, models.teachers, models.teachers)
+    runner = build_runner(list(stages), slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
+    return Drift(runner, loss)

@@ -1,0 +1,57 @@
+"""Runs OKD in one layout after another inside one group of processes; rank 0 writes losses, norms and weights.
+
+Usage: torchrun ... layout_worker.py CASES.json OUTPUT_FOLDER, with CASES = {name: configuration}.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megaokd.config_file import parse_config
+from megaokd.mesh import build_mesh, start_distributed
+from megaokd.models.huggingface_weights import gather_whole
+from megaokd.run import Run, build_run
+
+
+def main() -> None:
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    device = start_distributed(timeout_s=120)
+    for name, values in cases.items():
+        config = parse_config(values)
+        run = build_run(config, build_mesh(config.parallel, device))
+        history = train(run)
+        weights = gather(run)
+        if dist.get_rank() == 0:
+            (folder / f"{name}.json").write_text(json.dumps(history))
+            save_file(weights, folder / f"{name}.safetensors")
+    dist.destroy_process_group()
+
+
+def train(run: Run) -> list[dict[str, Any]]:
+    history = []
+    for step in range(run.config.train.steps):
+        report = run.step(step, run.train_batches.batch(step))
+        history.append({**report.metrics, "norms": report.norms, "tokens": report.tokens})
+    return history
+
+
+def gather(run: Run) -> dict[str, torch.Tensor]:
+    """Every trainable tensor, whole, on rank 0."""
+    mesh = run.mesh
+    local = {}
+    for item in run.engine.parameters:
+        whole = gather_whole(item.parameter.detach(), item.layout, mesh).clone()
+        if not item.tied_copy:
+            local[item.name] = whole
+    everywhere: list[Any] = [None] * mesh.world_size
+    dist.all_gather_object(everywhere, local)
+    return {name: tensor.contiguous() for part in everywhere for name, tensor in part.items()}
+
+
+if __name__ == "__main__":
+    main()
