@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from megaokd.errors import UserError
 RECIPES = Path(__file__).resolve().parent
 PARTS = ("train", "validation", "test")
 COMMANDS_FILE = "commands.sh"
+# torchrun's own account of a failed worker, a screenful that comes after the worker's words.
+_LAUNCHER_REPORT = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/")
 
 FROZEN = ["teacher.online=null", "objective.teacher={}"]
 SUPERVISED = ["teacher.path=null", *FROZEN, "objective.student={ce: 1.0}"]
@@ -240,7 +243,8 @@ def _show(command: Sequence[str], environment: dict[str, str], num_lines: int = 
             sys.stdout.flush()
             tail = (tail + chunk)[-16384:]
     lines = tail.decode("utf-8", errors="replace").replace("\r", "\n").splitlines()
-    return process.returncode, "\n".join(lines[-num_lines:])
+    launcher = next((number for number, line in enumerate(lines) if _LAUNCHER_REPORT.search(line)), None)
+    return process.returncode, "\n".join(lines[:launcher][-num_lines:])
 
 
 def _parser() -> argparse.ArgumentParser:
