@@ -8,6 +8,7 @@ from torch import Tensor
 from .backends import select_backend
 from .checks import build_spec, check_labels, check_logits
 from .function import DistillationLoss
+from .passes import Context
 from .terms import Objective
 
 
@@ -83,7 +84,10 @@ def distillation_loss(
     if token_weight is not None and token_weight.shape != labels.shape:
         raise ValueError(f"token_weight has shape {tuple(token_weight.shape)}, labels {tuple(labels.shape)}")
     student_loss, teacher_loss, stacked = DistillationLoss.apply(
-        student_logits, teacher_logits, labels.flatten().long(), spec, group, select_backend(backend, labels.device)
+        student_logits,
+        teacher_logits,
+        labels.flatten().long(),
+        Context(spec, group, select_backend(backend, labels.device)),
     )
     metrics = {name: row.view(labels.shape) for name, row in zip(spec.metric_names, stacked, strict=True)}
     student_loss, teacher_loss = student_loss.view(labels.shape), teacher_loss.view(labels.shape)
