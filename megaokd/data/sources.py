@@ -107,8 +107,6 @@ def _hugging_face(source: str, split: str) -> Iterator[Record]:
         records = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
         for row, record in enumerate(records, start=1):
             yield f"{source}, row {row}", record
-    except UserError:
-        raise
     except Exception as error:  # the hub, its caches and the builders raise whatever they meet
         reason = " ".join(str(error).split())[:300]
         raise UserError(
