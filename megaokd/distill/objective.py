@@ -49,7 +49,8 @@ class HiddenStateLoss:
     """The pipeline's loss function: (hidden states, labels) -> scalar, on the last stage.
 
     Heads are applied to loss tokens only. `slots` holds the decoders whose heads the hidden states belong to, the
-    student's first; it is empty on ranks without the last stage. Sums of every metric over loss tokens gather in `sums` until `take_sums`.
+    student's first; it is empty on ranks without the last stage. Sums of every metric over loss tokens gather in
+    `sums` until `take_sums`.
 
     Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a model, then the kernel's
     all-gather (two with jsd); backward an all-reduce of [T, D] a model that has a gradient.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from megaokd.config import Optimizer, OptimizerGroup
+from megaokd.engine import optimizer_state
 from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
 from megaokd.engine.parameters import GROUPS, GroupName, TrainableParameter
 from megaokd.errors import UserError
@@ -52,6 +53,7 @@ class TrainingEngine:
         self._engine = _start_deepspeed(
             modules, torch.optim.AdamW(groups), mesh, _deepspeed_config(zero_stage, mesh, deepspeed_options)
         )
+        optimizer_state.create_state(self._engine.optimizer)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:

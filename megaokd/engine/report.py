@@ -17,7 +17,7 @@ from megaokd.mesh import ParallelMesh
 
 @dataclass(frozen=True)
 class StepReport:
-    """The same on every rank: per-token means over the global batch, and both groups' gradient norms before clipping."""
+    """The same on every rank: means over the global batch's loss tokens, and gradient norms before clipping."""
 
     metrics: dict[str, float]
     tokens: int

@@ -146,7 +146,7 @@ def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) 
 
 def _write_index(folder: Path, file_name: str, tensors: dict[str, torch.Tensor], mesh: ParallelMesh) -> None:
     """Collective over the pipeline group: the first stage writes the index of all files."""
-    own = {name: file_name for name in tensors}
+    own = dict.fromkeys(tensors, file_name)
     everything: list[Any] = [None] * mesh.pipeline.size
     dist.all_gather_object(everything, (own, sum(t.nbytes for t in tensors.values())), group=mesh.pipeline.group)
     if mesh.pipeline.rank == 0:

@@ -35,6 +35,11 @@ class TensorLayout:
         """How many of the `length` indices exist in the global tensor."""
         return max(0, min(self.start + self.length, self.size) - self.start)
 
+    @property
+    def is_held(self) -> bool:
+        """False for a rank whose whole share is padding: it has nothing to read or write."""
+        return self.dim is None or self.valid > 0
+
     def global_shape(self, local: torch.Size) -> tuple[int, ...]:
         """The shape of the whole tensor, without padding."""
         if self.dim is None:

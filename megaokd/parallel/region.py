@@ -55,7 +55,7 @@ class TensorParallel:
     def gather_sequence(self, x: torch.Tensor) -> torch.Tensor:
         """All tokens on every rank, for consumers that are replicated: [B, S/tp, D] -> [B, S, D]. No-op otherwise.
 
-        The consumer's gradient is complete on every rank, so backward keeps this rank's tokens and communicates nothing.
+        The consumer's gradient is complete on every rank: backward keeps this rank's tokens, without communication.
         """
         return _apply(_GatherReplicated, x, self) if self.sequence_parallel else x
 

@@ -1,0 +1,1 @@
+"""Watching a run: a progress bar, a JSONL log, TensorBoard. The loop knows only `Callback`."""

@@ -1,0 +1,60 @@
+"""What the loop tells its watchers. All of them live on global rank 0."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, means over its global batch."""
+
+    step: int
+    """Steps done, this one included."""
+    total_steps: int
+    metrics: dict[str, float]
+    norms: dict[str, float]
+    learning_rates: dict[str, float]
+    tokens: int
+    """Loss tokens of the global batch."""
+    positions: int
+    """Tokens that went through the models, padding included."""
+    seconds: float
+    memory_bytes: int
+    data_seconds: float = 0.0
+
+    def scalars(self) -> dict[str, float]:
+        """Grouped names and values, as the logs show them."""
+        values = {f"train/{name}": value for name, value in self.metrics.items()}
+        values.update({f"gradient_norm/{name}": value for name, value in self.norms.items()})
+        values.update({f"learning_rate/{name}": value for name, value in self.learning_rates.items()})
+        values["speed/tokens_per_second"] = self.positions / self.seconds
+        values["speed/loss_tokens_per_second"] = self.tokens / self.seconds
+        values["speed/step_seconds"] = self.seconds
+        values["speed/data_seconds"] = self.data_seconds
+        values["memory/peak_bytes"] = float(self.memory_bytes)
+        return values
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """One pass over held-out data."""
+
+    step: int
+    metrics: dict[str, float]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+class Callback:
+    """A watcher; override what is of interest."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """After each optimizer step."""
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """After each validation."""
+
+    def on_message(self, text: str) -> None:
+        """Something that a person should read."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""

@@ -1,0 +1,55 @@
+"""Logs on disk: log.jsonl, one object a line, and TensorBoard events."""
+
+import json
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord
+
+
+class JsonLog(Callback):
+    """Appends to FOLDER/log.jsonl: `{"kind": "train", "step": ..., ...}`, flushed line by line."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._every = every
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step % self._every == 0 or record.step == record.total_steps:
+            self._write({"kind": "train", "step": record.step, **record.scalars()})
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        self._write({"kind": "validation", "step": record.step, "seconds": record.seconds, **record.metrics})
+
+    def on_message(self, text: str) -> None:
+        self._write({"kind": "message", "text": text})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, values: dict[str, object]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+class TensorBoard(Callback):
+    """Writes scalars to FOLDER/tensorboard; `tensorboard --logdir FOLDER` shows them."""
+
+    def __init__(self, folder: Path, every: int, *, first_step: int) -> None:
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._every = every
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step % self._every == 0 or record.step == record.total_steps:
+            for name, value in record.scalars().items():
+                self._writer.add_scalar(name, value, record.step)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        for name, value in record.metrics.items():
+            self._writer.add_scalar(name, value, record.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

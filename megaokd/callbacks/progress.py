@@ -1,0 +1,45 @@
+"""A progress bar with loss, tokens/s and time left."""
+
+import sys
+
+from tqdm import tqdm
+
+from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord
+
+_SHOWN = ("student_ce", "forward_kl", "top1_agreement", "teacher_ce", "teacher_drift")
+
+
+class ProgressBar(Callback):
+    """On stderr: a bar where there is a terminal, a line every tenth of the run where there is none."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=interactive,
+            mininterval=0.1 if interactive else 3600.0,
+            miniters=None if interactive else max(1, total_steps // 10),
+        )
+
+    def on_step(self, record: StepRecord) -> None:
+        shown = {"loss": f"{record.metrics['student_loss']:.4f}", "tok/s": f"{record.positions / record.seconds:.0f}"}
+        if record.metrics.get("teacher_loss"):
+            shown["teacher"] = f"{record.metrics['teacher_loss']:.4f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        values = [
+            f"{name} {record.metrics[f'validation/{name}']:.4f}"
+            for name in _SHOWN
+            if f"validation/{name}" in record.metrics
+        ]
+        self._bar.write(f"step {record.step}: validation {', '.join(values)}", file=sys.stderr)
+
+    def on_message(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,50 @@
+"""Knowing the frozen teacher: by a hash of its files for checkpoints, by a hash of its weights in memory on request."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megaokd.models.decoder import Decoder
+from megaokd.models.huggingface_weights import WeightFolder
+
+_CHUNK = 1 << 24
+CACHE_FILE = "teacher_hash.json"
+
+
+def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
+    """sha256 over the weight files. A file of known path, size and time is not read again: its hash is in the cache."""
+    weights = WeightFolder(folder)
+    cache_path = cache_folder / CACHE_FILE
+    cache: dict[str, str] = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.exists() else {}
+    total = hashlib.sha256()
+    known = {}
+    for path in weights.files:
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        known[key] = cache.get(key) or _file_hash(path)
+        total.update(f"{path.name}:{known[key]}\n".encode())
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    cache_path.write_text(json.dumps(known, indent=2), encoding="utf-8")
+    return total.hexdigest()
+
+
+def frozen_weights_hash(teachers: Sequence[Decoder]) -> str:
+    """sha256 over the frozen parameters in this rank's memory."""
+    total = hashlib.sha256()
+    for teacher in teachers:
+        for name, parameter in teacher.named_parameters():
+            if not parameter.requires_grad:
+                total.update(name.encode())
+                total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""The tensors of a checkpoint through torch.distributed.checkpoint, as safetensors with global names.
+
+student.NAME, online.NAME                      weights, fp32
+student.NAME.exp_avg, student.NAME.exp_avg_sq  AdamW's moments, likewise for online
+rng.RANK                                       the random state of a rank, uint8
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from megaokd.checkpoint.slices import GlobalSlice
+from megaokd.engine import optimizer_state
+from megaokd.engine.engine import TrainingEngine
+from megaokd.engine.parameters import TrainableParameter
+from megaokd.errors import UserError
+from megaokd.mesh import ParallelMesh
+
+
+def save_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh) -> None:
+    """Write every global tensor once, each by the first rank that holds it. Collective over the world."""
+    tensors: dict[str, torch.Tensor] = {f"rng.{mesh.rank}": torch.get_rng_state()}
+    for item in engine.parameters:
+        moments = optimizer_state.read_moments(item)  # collective: also on ranks that do not write
+        if mesh.data.rank == 0 and item.layout.first_copy and not item.tied_copy and item.layout.is_held:
+            local = {item.name: item.parameter.detach(), **{f"{item.name}.{k}": v for k, v in moments.items()}}
+            tensors.update({name: GlobalSlice.of(tensor, item.layout) for name, tensor in local.items()})
+    with _quiet():
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+
+
+@torch.no_grad()
+def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: int) -> None:
+    """Fill weights and optimizer state, from whatever layout wrote them. Collective over the world.
+
+    Raises:
+        UserError: a tensor is missing or has another shape: a checkpoint of another model, or a damaged one.
+    """
+    targets: dict[str, torch.Tensor] = {}
+    filled: list[tuple[TrainableParameter, dict[str, torch.Tensor]]] = []
+    for item in engine.parameters:
+        weight = item.parameter.detach()
+        own = {name: torch.zeros_like(weight) for name in optimizer_state.MOMENTS}
+        filled.append((item, own))
+        name = f"{item.group}.embed_tokens.weight" if item.tied_copy else item.name
+        if item.layout.is_held:
+            for key, tensor in ((name, weight), *((f"{name}.{k}", t) for k, t in own.items())):
+                targets[key] = GlobalSlice.of(tensor, item.layout)
+    try:
+        with _quiet():
+            load(targets, storage_reader=HuggingFaceStorageReader(str(path)))
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: does not fit this model, or is damaged: {_first_cause(error)}") from error
+    for item, moments in filled:
+        optimizer_state.write_moments(item, moments)
+    optimizer_state.set_step(engine.zero_optimizer, step)
+    _restore_rng(path, mesh)
+
+
+def _restore_rng(path: Path, mesh: ParallelMesh) -> None:
+    """The rank's random state, where the checkpoint has one for this rank."""
+    reader = HuggingFaceStorageReader(str(path))
+    name = f"rng.{mesh.rank}"
+    metadata = reader.read_metadata().state_dict_metadata.get(name)
+    if metadata is not None:
+        state = {name: torch.get_rng_state()}
+        with _quiet():
+            load(state, storage_reader=reader, no_dist=True)
+        torch.set_rng_state(state[name])
+
+
+def _first_cause(error: BaseException) -> str:
+    """The sentence that says what was wrong, out of the library's per-rank collection of errors."""
+    failures: Sequence[object] = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0] if failures else error
+    cause = first[0] if isinstance(first, tuple) else first
+    return " ".join(str(cause).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's notices about files that it does not consolidate."""
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

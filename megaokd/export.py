@@ -1,0 +1,74 @@
+"""The student as a Hugging Face folder with the data's tokenizer, and a sample of our own logits to check it by."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megaokd.data.tokenizer import load_tokenizer
+from megaokd.engine.step import on_device
+from megaokd.models.huggingface_config import huggingface_config
+from megaokd.models.huggingface_weights import export_weights, gather_whole
+from megaokd.pipeline.schedule import build_runner
+from megaokd.pipeline.stage import DistillationStage
+from megaokd.precision import Precision
+from megaokd.run import Run
+
+STUDENT_FOLDER, CHECK_FILE = "student", "export_check.safetensors"
+
+
+def export_student(run: Run, folder: Path) -> None:
+    """Write FOLDER (config.json, safetensors, tokenizer files). Collective over the world."""
+    tokenizer_folder = run.dataset.tokenizer_path
+    if run.mesh.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        values = huggingface_config(
+            run.models.student_architecture, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+        )
+        (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in tokenizer_folder.iterdir():
+            shutil.copy(file, folder / file.name)
+    dist.barrier()
+    export_weights(run.models.students, folder, run.mesh)
+
+
+def write_export_check(run: Run, path: Path) -> None:
+    """Write `tokens` [b, S] and the parallel student's `logits` [b, S, V] fp32 of the first training micro-batch.
+
+    Collective over the world; what the first data-parallel rank computes is written.
+    """
+    precision: Precision = "fp32"
+    stages = [DistillationStage(student, None, precision) for student in run.models.students]
+    recorder = _LogitRecorder(run)
+    runner = build_runner(
+        stages, run.models.slots[:1], recorder, run.config.parallel, run.mesh.pipeline, run.models.tp, run.mesh.device
+    )
+    batch = run.train_batches.batch(0)
+    runner.forward(*on_device(batch, run.mesh.device))
+    if recorder.logits is not None and run.mesh.tensor.rank == 0 and run.mesh.data.rank == 0:
+        save_file({"tokens": batch.tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
+    dist.barrier()
+
+
+class _LogitRecorder:
+    """Stands in the loss function's place and keeps the first micro-batch's logits, gathered over the vocabulary."""
+
+    def __init__(self, run: Run) -> None:
+        self.models = run.models
+        self.mesh = run.mesh
+        self.logits: torch.Tensor | None = None
+
+    def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
+        if self.logits is None:
+            head = self.models.students[-1].head
+            assert head is not None
+            local = head(self.models.tp.gather_sequence(hidden[0]))
+            # The vocabulary is the last dimension of logits and the first of the head's weight.
+            whole = gather_whole(local.movedim(-1, 0).contiguous(), head.layout, self.mesh)
+            self.logits = whole.movedim(0, -1).float().contiguous()
+        return hidden[0].new_zeros(())

@@ -1,0 +1,180 @@
+"""The loop: resume, step, validate, save, export."""
+
+import json
+import resource
+import time
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megaokd.callbacks.base import Callback, StepRecord
+from megaokd.callbacks.build import build_callbacks
+from megaokd.checkpoint.checkpointer import Checkpointer
+from megaokd.checkpoint.frozen import frozen_weights_hash, teacher_hash
+from megaokd.checkpoint.state import RunState
+from megaokd.config import Config
+from megaokd.config_file import to_dict
+from megaokd.engine.report import StepReport
+from megaokd.errors import UserError
+from megaokd.export import CHECK_FILE, STUDENT_FOLDER, export_student, write_export_check
+from megaokd.mesh import ParallelMesh
+from megaokd.run import Run, build_run
+from megaokd.signals import StopRequest
+from megaokd.validation import judge, validate
+
+
+class Outcome(IntEnum):
+    """How a run ended, as an exit status."""
+
+    FINISHED = 0
+    INTERRUPTED = 75
+    """SIGTERM: saved, to be started again (EX_TEMPFAIL; launch scripts requeue on it)."""
+
+
+class Trainer:
+    """A run from its configuration to its last checkpoint. Every method is collective."""
+
+    def __init__(self, config: Config, mesh: ParallelMesh) -> None:
+        self.config = config
+        self.mesh = mesh
+        self.folder = Path(config.checkpoint.folder)
+        self.run: Run = build_run(config, mesh)
+        self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
+        self.state = self._new_state()
+        self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
+        self.callbacks: list[Callback] = []
+
+    def fit(self) -> Outcome:
+        """Train to the end, or until SIGTERM or early stopping."""
+        self._resume()
+        self.callbacks = build_callbacks(self.config, self.mesh, self.state.step)
+        try:
+            with StopRequest() as stop:
+                outcome = self._loop(stop)
+            if outcome is Outcome.FINISHED:
+                self._finish()
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+        return outcome
+
+    def _loop(self, stop: StopRequest) -> Outcome:
+        saved_at = self.state.step
+        while self.state.step < self.config.train.steps:
+            report = self._step(stop)
+            improved, enough = self._validate_if_due()
+            if report.stop_requested or enough or improved or self._checkpoint_due():
+                self.checkpointer.save(self.state)
+                saved_at = self.state.step
+            if report.stop_requested:
+                self._say(f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto")
+                return Outcome.INTERRUPTED
+            if enough:
+                self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
+                break
+        if saved_at < self.state.step:
+            self.checkpointer.save(self.state)
+        return Outcome.FINISHED
+
+    def _step(self, stop: StopRequest) -> StepReport:
+        started = time.perf_counter()
+        step = self.state.step
+        batch = self.run.train_batches.batch(step)
+        data_seconds = time.perf_counter() - started
+        report = self.run.step(step, batch, stop_requested=stop.requested)
+        self.state.step += 1
+        seconds = time.perf_counter() - started
+        self.state.training_seconds += seconds
+        self._check_frozen()
+        record = StepRecord(
+            step=self.state.step,
+            total_steps=self.config.train.steps,
+            metrics=report.metrics,
+            norms={str(name): norm for name, norm in report.norms.items()},
+            learning_rates={str(name): rate for name, rate in self.run.step.learning_rates(step).items()},
+            tokens=report.tokens,
+            positions=batch.tokens.numel() * self.mesh.data.size,
+            seconds=seconds,
+            memory_bytes=_peak_memory(self.mesh.device),
+            data_seconds=data_seconds,
+        )
+        for callback in self.callbacks:
+            callback.on_step(record)
+        return report
+
+    def _validate_if_due(self) -> tuple[bool, bool]:
+        """(this is the best so far, it is time to stop)."""
+        every = self.config.train.validate_every
+        if not every or (self.state.step % every and self.state.step != self.config.train.steps):
+            return False, False
+        record = validate(self.run, self.state.step)
+        verdict = judge(record, self.state, self.config.train)
+        for callback in self.callbacks:
+            callback.on_validation(record)
+        return verdict.is_best, verdict.stop_early
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint.every
+        return every > 0 and self.state.step % every == 0
+
+    def _check_frozen(self) -> None:
+        every = self.config.teacher.check_frozen_every
+        if every and self.state.step % every == 0 and frozen_weights_hash(self.run.models.teachers) != self.frozen_hash:
+            raise RuntimeError(
+                f"step {self.state.step}, rank {self.mesh.rank}: the frozen teacher's weights are not what they were "
+                "at the start; something outside the optimizer wrote to them"
+            )
+
+    def _new_state(self) -> RunState:
+        digest = None
+        if self.config.teacher.path is not None:
+            # Rank 0 reads the files; the others are told.
+            found = [teacher_hash(self.config.teacher.path, self.folder) if self.mesh.is_main else None]
+            dist.broadcast_object_list(found, src=0)
+            digest = found[0]
+        parallel = self.config.parallel
+        return RunState(
+            step=0,
+            seed=self.config.train.seed,
+            data_fingerprint=self.run.dataset.fingerprint,
+            teacher_hash=digest,
+            layout={"pipeline": parallel.pipeline, "data": self.mesh.data.size, "tensor": parallel.tensor},
+        )
+
+    def _resume(self) -> None:
+        if self.config.train.resume == "auto":
+            state = self.checkpointer.resume(self.state)
+            if state is not None:
+                self.state = state
+        elif any(self.folder.glob("checkpoints/step-*")):
+            raise UserError(
+                f"{self.folder} already holds checkpoints; continue with train.resume=auto or choose another "
+                "checkpoint.folder"
+            )
+
+    def _finish(self) -> None:
+        if self.config.checkpoint.export:
+            export_student(self.run, self.folder / STUDENT_FOLDER)
+            write_export_check(self.run, self.folder / CHECK_FILE)
+        if self.mesh.is_main:
+            summary = {
+                "steps": self.state.step,
+                "training_seconds": self.state.training_seconds,
+                "best": self.state.best,
+                "processes": self.mesh.world_size,
+                "config": to_dict(self.config),
+            }
+            (self.folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+
+    def _say(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_message(text)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most memory this process has held: of the GPU, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
