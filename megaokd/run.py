@@ -52,10 +52,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
     models = build_models(config, dataset.vocab_size, mesh)
+    has_teacher = models.teacher_architecture is not None
     terms = Terms.from_config(
-        config.objective,
-        has_teacher=models.teacher_architecture is not None,
-        online=config.teacher.online is not None,
+        config.objective, has_teacher=has_teacher, online=has_teacher and config.teacher.online is not None
     )
     loss = _loss(config, models, terms, models.students, models.teachers)
     runner = build_runner(
