@@ -1,5 +1,6 @@
 """A progress bar with loss, tokens/s and time left."""
 
+import io
 import sys
 
 from tqdm import tqdm
@@ -13,15 +14,16 @@ class ProgressBar(Callback):
     """On stderr: a bar where there is a terminal, a line every tenth of the run where there is none."""
 
     def __init__(self, total_steps: int, first_step: int) -> None:
-        interactive = sys.stderr.isatty()
+        self._interactive = sys.stderr.isatty()
+        # Without a terminal the bar draws into the void and is printed as a line now and then.
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
             unit="step",
-            dynamic_ncols=interactive,
-            mininterval=0.1 if interactive else 3600.0,
-            miniters=None if interactive else max(1, total_steps // 10),
+            dynamic_ncols=self._interactive,
+            file=sys.stderr if self._interactive else io.StringIO(),
         )
+        self._every = max(1, total_steps // 10)
 
     def on_step(self, record: StepRecord) -> None:
         shown = {"loss": f"{record.metrics['student_loss']:.4f}", "tok/s": f"{record.positions / record.seconds:.0f}"}
@@ -29,6 +31,8 @@ class ProgressBar(Callback):
             shown["teacher"] = f"{record.metrics['teacher_loss']:.4f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+        if not self._interactive and (record.step % self._every == 0 or record.step == record.total_steps):
+            print(self._bar, file=sys.stderr, flush=True)
 
     def on_validation(self, record: ValidationRecord) -> None:
         values = [
@@ -36,7 +40,7 @@ class ProgressBar(Callback):
             for name in _SHOWN
             if f"validation/{name}" in record.metrics
         ]
-        self._bar.write(f"step {record.step}: validation {', '.join(values)}", file=sys.stderr)
+        self.on_message(f"step {record.step}: validation {', '.join(values)}")
 
     def on_message(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)

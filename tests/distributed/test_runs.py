@@ -1,0 +1,178 @@
+"""Whole runs of `megaokd train`: resume, kills, interruption, export, bad input. Each run is a real process or more."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from megaokd.evaluation.export_check import check_export
+from tests.support.launch import ROOT, megaokd, must, torchrun
+from tests.support.tiny import TinyWorld
+
+CLI = ("-m", "megaokd.cli", "train")
+
+
+def write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    return path
+
+
+def losses(folder: Path) -> dict[int, tuple[float, ...]]:
+    """Step -> losses and norms; a step that was done twice must have come out the same both times."""
+    found: dict[int, tuple[float, ...]] = {}
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "train":
+            names = ("train/student_loss", "train/teacher_loss", "gradient_norm/student", "gradient_norm/online")
+            values = tuple(record[name] for name in names)
+            assert found.setdefault(record["step"], values) == values, f"step {record['step']} differs when repeated"
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve steps in one process, never stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    options = {"train": {"steps": 12, "validate_every": 6}, "teacher": {"check_frozen_every": 4}}
+    must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
+    return folder / "run"
+
+
+def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *CLI, str(config), *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    log = folder / "log.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1][-3000:]}")
+
+
+def test_sigkill_and_resume_is_bit_identical(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    # Validation as in the uninterrupted run; a save every 2 steps, so that the kill falls near or inside one.
+    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}, "checkpoint": {"every": 2}}
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
+    process = start(config)
+    wait_for_step(process, folder, 5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists(), "the run ended before the kill: it tested nothing"
+    must(megaokd("train", config))
+    assert losses(folder) == losses(uninterrupted)
+    assert_equal_tensors(folder / "student", uninterrupted / "student")
+
+
+def assert_equal_tensors(left: Path, right: Path) -> None:
+    a, b = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
+    process = start(config)
+    wait_for_step(process, folder, 3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75
+    must(megaokd("train", config))
+    assert losses(folder) == losses(uninterrupted)
+
+
+def test_torn_save_is_not_used(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, train={"steps": 2, "resume": "auto"}))
+    must(megaokd("train", config))
+    torn = folder / "checkpoints" / "step-00000099.tmp"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half a file")
+    must(megaokd("train", config, "train.steps=3"))
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 3
+    assert not torn.exists()
+
+
+def test_another_layout_continues_the_run(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
+    """Six steps at tp2 x pp2, the rest at tp4, as if nothing had happened (1e-5); the export equals `transformers`."""
+    folder = tmp_path / "run"
+    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
+    constant = [f"optimizer.{group}.schedule=constant" for group in ("student", "online")]
+    must(torchrun(4, *CLI, config, *constant, "train.steps=6", "parallel={tensor: 2, pipeline: 2}"))
+    assert check_export(folder) <= 1e-5
+    must(torchrun(4, *CLI, config, *constant, "parallel={tensor: 4, sequence_parallel: true}"))
+    single = tmp_path / "single"
+    must(megaokd("train", config, *constant, f"checkpoint.folder={single}", "checkpoint.export=false"))
+    expected, found = losses(single), losses(folder)
+    assert expected.keys() == found.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, rel=1e-5), f"step {step}"
+    assert check_export(folder) <= 1e-5
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown key": (("parallel.tensr=2",), "did you mean 'tensor'"),
+    "missing data": (("data.train=/nowhere",), "/nowhere"),
+    "missing teacher": (("teacher.path=/nowhere",), "/nowhere/config.json"),
+    "heads": (
+        ("parallel.tensor=2", "student.path=null", "student.architecture={num_heads: 3, hidden_size: 48}"),
+        "heads",
+    ),
+    "layers": (("parallel.pipeline=2", "parallel.virtual_stages=3", "parallel.schedule=interleaved1f1b"), "4 layers"),
+    "world size": (("parallel.tensor=3",), "does not divide the 2 processes"),
+    "own keys": (("parallel.tensor=2", "deepspeed={bf16: {enabled: true}}"), "deepspeed.bf16 is set by"),
+    "NaN": (("parallel.tensor=2", "optimizer.student.lr=1e30", "optimizer.student.clip=0"), "no update was made"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_every_rank_with_one_sentence(case: str, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    overrides, expected = BAD[case]
+    config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run"))
+    result = torchrun(2, *CLI, config, *overrides, timeout=120)
+    assert result.returncode != 0
+    assert expected in result.stderr
+    # The launcher prints a traceback of its own; ours would name a file of the package.
+    assert f'File "{ROOT}/megaokd' not in result.stderr
+
+
+def test_tokenizer_mismatch(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    must(megaokd("tokenizer", "--input", tiny_world.root / "train.jsonl", "--output", other, "--vocab-size", "300"))
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    for file in (*Path(tiny_world.teacher).iterdir(), *other.iterdir()):
+        (teacher / file.name).write_bytes(file.read_bytes())
+    config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run", teacher={"path": str(teacher)}))
+    result = megaokd("train", config)
+    assert result.returncode == 2
+    assert "the tokenizer of the teacher" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(
+    tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "run.yaml", tiny_world.config(uninterrupted))
+    result = megaokd("train", config)
+    assert result.returncode == 2
+    assert "already holds checkpoints" in result.stderr
+    result = megaokd("train", config, "train.resume=auto", "train.seed=7")
+    assert "seed was 0" in result.stderr
