@@ -14,6 +14,7 @@ from megaokd.errors import UserError
 from megaokd.kernels import Term
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
+from megaokd.models.huggingface_config import read_architecture
 from megaokd.pipeline.models import DistillationModels, build_models
 from megaokd.pipeline.schedule import Runner, build_runner, check_micro_batches
 from megaokd.pipeline.stage import DriftStage, Slot
@@ -117,6 +118,7 @@ def _check_tokenizers(config: Config, dataset: TokenDataset) -> None:
     for name, path in (("teacher", config.teacher.path), ("student", config.student.path)):
         if path is None:
             continue
+        read_architecture(path)  # a folder that is no model is told before a tokenizer is looked for in it
         tokenizer = load_tokenizer(path)
         if vocabulary_hash(tokenizer) != dataset.vocabulary_hash:
             difference = first_difference(tokenizer, load_tokenizer(dataset.tokenizer_path))

@@ -42,7 +42,7 @@ class Scale:
     """What --smoke shrinks; None leaves it to the recipe or the tool."""
 
     corpus_pairs: int | None = None
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     generations: int = 64
     max_new_tokens: int = 40
     teacher: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.config_file import parse_config
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.huggingface_weights import gather_whole
@@ -24,10 +25,14 @@ def main() -> None:
     for name, values in cases.items():
         config = parse_config(values)
         run = build_run(config, build_mesh(config.parallel, device))
+        frozen = frozen_weights_hash(run.models.teachers)
         history = train(run)
         weights = gather(run)
+        everywhere: list[Any] = [None] * run.mesh.world_size
+        dist.all_gather_object(everywhere, facts(run, frozen))
         if dist.get_rank() == 0:
             (folder / f"{name}.json").write_text(json.dumps(history))
+            (folder / f"{name}.facts.json").write_text(json.dumps(everywhere))
             save_file(weights, folder / f"{name}.safetensors")
     dist.destroy_process_group()
 
@@ -38,6 +43,20 @@ def train(run: Run) -> list[dict[str, Any]]:
         report = run.step(step, run.train_batches.batch(step))
         history.append({**report.metrics, "norms": report.norms, "tokens": report.tokens})
     return history
+
+
+def facts(run: Run, frozen_before: str) -> dict[str, Any]:
+    """What this rank holds of the frozen teacher beside its weights, and of the optimizer."""
+    frozen = [p for part in run.models.teachers for p in part.parameters() if not p.requires_grad]
+    state = run.engine.zero_optimizer.optimizer.state
+    return {
+        "frozen_changed": frozen_weights_hash(run.models.teachers) != frozen_before,
+        "frozen_gradients": sum(p.grad is not None for p in frozen),
+        "teacher_in_train_mode": any(module.training for part in run.models.teachers for module in part.modules()),
+        "trainable": sum(item.parameter.numel() for item in run.engine.parameters),
+        "moments": sum(values["exp_avg"].numel() for values in state.values()),
+        "data_parallel": run.mesh.data.size,
+    }
 
 
 def gather(run: Run) -> dict[str, torch.Tensor]:

@@ -44,6 +44,19 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp4_sequence_parallel": (4, {"tensor": 4, "sequence_parallel": True, "recompute": True}, {}),
     "tp2_pp2_sequence_parallel": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}, {}),
 }
+# The student from scratch, whose initial weights must not depend on the layout; and bf16.
+SCRATCH: dict[str, Any] = {
+    "student": {"path": None, "architecture": {"hidden_size": 16, "num_kv_heads": 2, "num_layers": 4}},
+    "train": {"steps": 3},
+}
+BF16: dict[str, Any] = {"train": {"steps": 3, "precision": "bf16"}, "teacher": {"dtype": "bfloat16"}}
+OTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "scratch": (1, {}, SCRATCH),
+    "scratch_tp4": (4, {"tensor": 4}, SCRATCH),
+    "scratch_tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, SCRATCH),
+    "bf16": (1, {}, BF16),
+    "bf16_tp2_pp2": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}, BF16),
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "optimizer": {
         "student": {"lr": 2e-3, "clip": 1.0, "warmup_steps": 2},
@@ -65,7 +78,7 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     for processes in (1, 2, 4):
         cases = {
             name: tiny_world.config(folder / name, parallel=parallel, **OPTIONS, **sections)
-            for name, (count, parallel, sections) in LAYOUTS.items()
+            for name, (count, parallel, sections) in (LAYOUTS | OTHER).items()
             if count == processes
         }
         (folder / f"cases{processes}.json").write_text(json.dumps(cases))
@@ -167,3 +180,35 @@ def test_layout_ends_with_the_reference_weights(layout: str, results: Path, refe
         found = {**student, **lora}[name]
         error = ((found - expected).norm() / expected.norm()).item()
         assert error <= TOLERANCE, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("layout", ["scratch_tp4", "scratch_tp2_pp2"])
+def test_initial_weights_do_not_depend_on_the_layout(layout: str, results: Path) -> None:
+    expected, found = (json.loads((results / f"{name}.json").read_text()) for name in ("scratch", layout))
+    for one, other in zip(expected, found, strict=True):
+        assert other["student_loss"] == pytest.approx(one["student_loss"], rel=TOLERANCE)
+        assert other["norms"] == pytest.approx(one["norms"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", ["bf16", "bf16_tp2_pp2"])
+def test_bf16_stays_near_fp32(layout: str, results: Path) -> None:
+    """bf16 keeps 8 bits: products are off by up to 2^-9 each; over these small sums losses by well under a percent."""
+    expected, found = (json.loads((results / f"{name}.json").read_text()) for name in ("tp1_pp1_dp1", layout))
+    for one, other in zip(expected[:3], found, strict=True):
+        assert other["student_loss"] == pytest.approx(one["student_loss"], rel=5e-3)
+        assert other["norms"] == pytest.approx(one["norms"], rel=5e-2)
+        assert other["student_loss"] != one["student_loss"], "bf16 was not used"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_frozen_teacher_stays_frozen_and_costs_no_state(layout: str, results: Path) -> None:
+    for rank in json.loads((results / f"{layout}.facts.json").read_text()):
+        assert not rank["frozen_changed"]
+        assert rank["frozen_gradients"] == 0
+        assert not rank["teacher_in_train_mode"]
+        # ZeRO pads each of at most four groups to its alignment.
+        assert (
+            rank["trainable"] / rank["data_parallel"]
+            <= rank["moments"]
+            <= rank["trainable"] / rank["data_parallel"] + 64
+        )

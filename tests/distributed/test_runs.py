@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, megaokd, must, torchrun
@@ -125,6 +126,42 @@ def test_another_layout_continues_the_run(tiny_world: TinyWorld, uninterrupted: 
     for step, values in expected.items():
         assert found[step] == pytest.approx(values, rel=1e-5), f"step {step}"
     assert check_export(folder) <= 1e-5
+
+
+def test_early_stopping_keeps_the_best(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    # A learning rate that soon does harm: the held-out loss rises after the first validations.
+    options = {
+        "train": {"steps": 40, "validate_every": 1, "early_stopping": 3},
+        "optimizer": {"student": {"lr": 0.3, "schedule": "constant"}},
+        "checkpoint": {"every": 1, "keep_last": 1, "export": False},
+    }
+    must(megaokd("train", write(tmp_path / "run.yaml", tiny_world.config(folder, **options))))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == summary["best"]["step"] + 3 < 40
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in (summary["best"]["step"], summary["steps"])]
+
+
+def test_what_is_seen(uninterrupted: Path) -> None:
+    """TensorBoard and the JSONL log show both objectives, the drift, both groups, speed and memory."""
+    events = EventAccumulator(str(uninterrupted / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    terms = {"student_loss", "teacher_loss", "student_ce", "teacher_ce", "forward_kl", "reverse_kl", "top1_agreement"}
+    expected = {f"{part}/{name}" for part in ("train", "validation") for name in terms}
+    expected |= {f"{kind}/{group}" for kind in ("gradient_norm", "learning_rate") for group in ("student", "online")}
+    expected |= {"validation/teacher_drift", "speed/tokens_per_second", "memory/peak_bytes"}
+    assert expected <= tags
+    drift = [event.value for event in events.Scalars("validation/teacher_drift")]
+    assert len(drift) == 2
+    assert 0.0 < drift[0] < drift[1], "the teacher moves away from where it began"
+
+
+def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    values = tiny_world.config(tmp_path / "run", teacher={"path": None}, train={"steps": 2})
+    must(torchrun(2, *CLI, write(tmp_path / "run.yaml", values), "parallel.pipeline=2"))
+    assert check_export(tmp_path / "run") <= 1e-5
 
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
