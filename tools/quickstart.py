@@ -49,7 +49,10 @@ class Scale:
     student: tuple[str, ...] = ()
 
 
-_TINY_RUN = ("train.steps=4", "train.global_batch=8", "train.micro_batch=4", "train.validate_every=2")
+_TINY_RUN = (
+    *("train.steps=4", "train.global_batch=8", "train.micro_batch=4"),
+    *("train.validate_every=2", "logging.every=1"),
+)
 SMOKE = Scale(
     corpus_pairs=300,
     vocab_size=512,

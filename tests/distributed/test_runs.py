@@ -1,10 +1,8 @@
 """Whole runs of `megaokd train`: resume, kills, interruption, export, bad input. Each run is a real process or more."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaokd.evaluation.export_check import check_export
-from tests.support.launch import ROOT, megaokd, must, torchrun
+from tests.support.launch import ROOT, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
 
 CLI = ("-m", "megaokd.cli", "train")
@@ -48,12 +46,6 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
     return folder / "run"
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *CLI, str(config), *overrides]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     log = folder / "log.jsonl"
@@ -69,7 +61,7 @@ def test_sigkill_and_resume_is_bit_identical(tiny_world: TinyWorld, uninterrupte
     # Validation as in the uninterrupted run; a save every 2 steps, so that the kill falls near or inside one.
     options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}, "checkpoint": {"every": 2}}
     config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
-    process = start(config)
+    process = start(*CLI, config)
     wait_for_step(process, folder, 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -89,13 +81,41 @@ def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, unint
     folder = tmp_path / "run"
     options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}
     config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
-    process = start(config)
+    process = start(*CLI, config)
     wait_for_step(process, folder, 3)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 75
     must(megaokd("train", config))
     assert losses(folder) == losses(uninterrupted)
+
+
+def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(
+    tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}, "parallel": {"tensor": 2}}
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(*launcher, *CLI, config)
+    wait_for_step(process, folder, 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    saved = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert len(saved) == 1, "one checkpoint, of the step that the ranks agreed on"
+    must(torchrun(2, *CLI, config))
+    expected, found = losses(uninterrupted), losses(folder)
+    assert expected.keys() == found.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, rel=1e-5), f"step {step}"
+
+
+def test_starts_without_a_compiler(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = write(tmp_path / "run.yaml", tiny_world.config(folder, train={"steps": 1}))
+    empty = tmp_path / "no-programs"
+    empty.mkdir()
+    must(megaokd("train", config, variables={**environment(), "PATH": str(empty)}))
 
 
 def test_torn_save_is_not_used(tiny_world: TinyWorld, tmp_path: Path) -> None:

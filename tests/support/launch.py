@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,17 +19,29 @@ def torchrun(processes: int, *arguments: object, timeout: float = 600.0) -> subp
         f"--nproc-per-node={processes}",
         *map(str, arguments),
     ]
-    return _run(command, timeout)
+    return _run(command, timeout, environment())
 
 
-def megaokd(*arguments: object, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
-    """Run `megaokd` in a process of its own, without a launcher."""
-    return _run([sys.executable, "-m", "megaokd.cli", *map(str, arguments)], timeout)
+def megaokd(
+    *arguments: object, timeout: float = 600.0, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `megaokd` in a process of its own, without a launcher; `variables` replace the usual environment."""
+    return _run([sys.executable, "-m", "megaokd.cli", *map(str, arguments)], timeout, variables or environment())
 
 
-def _run(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+def start(*command: object) -> subprocess.Popen[str]:
+    """Start a Python command in the checkout and return at once; its stderr is a pipe."""
+    arguments = [sys.executable, *map(str, command)]
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def environment() -> dict[str, str]:
+    """What the processes of a test see: one thread each, the package from the checkout."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def _run(command: Sequence[str], timeout: float, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
 
 
 def must(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

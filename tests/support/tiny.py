@@ -28,6 +28,8 @@ STUDENT = {
     "head_dim": 4,
     "intermediate_size": 32,
     "tie_word_embeddings": True,
+    "attention_bias": True,
+    "mlp_bias": True,
 }
 
 
