@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=["megaokd", "megaokd.*"]),
     package_data={"megaokd": ["py.typed"], "megaokd.kernels": ["*.md"], "megaokd.tools": ["*.yaml"]},
     install_requires=[
-        "torch>=2.10",
+        "torch>=2.13",
         "numpy>=1.26",
         "triton; platform_system == 'Linux'",
         "deepspeed>=0.19.8",

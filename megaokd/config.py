@@ -15,6 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 TermName = Literal["ce", "forward_kl", "reverse_kl", "jsd"]
 Weights = dict[TermName, NonNegativeFloat]
 
@@ -32,7 +33,7 @@ class OnlineModules:
     """The module's output is scaled by alpha / rank."""
     layers: Positive | None = None
     """How many of the last decoder layers carry modules; default: a quarter, rounded up."""
-    targets: tuple[LinearName, ...] = ALL_LINEAR
+    targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = ALL_LINEAR
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -127,7 +128,7 @@ class OptimizerGroup:
     """AdamW and schedule of one parameter group."""
 
     lr: PositiveFloat = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     """Not applied to norms and biases."""
@@ -172,7 +173,7 @@ class Train:
     validation_batches: Positive | None = None
     """Global batches a validation; default: the whole validation set."""
     best_metric: str = "validation/student_ce"
-    """The lowest value of this metric decides which checkpoint is kept as best."""
+    """The lowest value of this metric (the highest, for an agreement) decides which checkpoint is kept as best."""
     early_stopping: NonNegative = 0
     """Stop after this many validations without a better value; 0: never."""
     resume: Literal["auto", "never"] = "never"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megaokd.config import Parallel
 from megaokd.errors import UserError
@@ -70,8 +71,16 @@ def start_distributed(timeout_s: int) -> torch.device:
 
     NCCL with CUDA, gloo without. A launcher (torchrun, deepspeed, srun with its variables exported) sets RANK,
     WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        UserError: several Slurm tasks without these variables: each would train alone and overwrite the others.
     """
     if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
+            raise UserError(
+                f"srun started {os.environ['SLURM_NTASKS']} tasks, but RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
+                "MASTER_PORT are not set; launch_scripts/slurm.sbatch shows how to set them"
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -85,8 +94,10 @@ def start_distributed(timeout_s: int) -> torch.device:
     return device
 
 
-def build_mesh(parallel: Parallel, device: torch.device) -> ParallelMesh:
+def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -> ParallelMesh:
     """Build the groups of a layout. Collective: every rank of the world calls it once.
+
+    timeout_s: a collective in any of the groups that waits longer raises.
 
     Raises:
         UserError: the layout does not divide the number of processes.
@@ -106,6 +117,8 @@ def build_mesh(parallel: Parallel, device: torch.device) -> ParallelMesh:
     for column in grid[[0, -1]].flatten(1).T.tolist() if parallel.pipeline > 1 else []:
         group = dist.new_group(column)
         ends = group if dist.get_rank() in column else ends
+    for group in (*(mesh.get_group(axis) for axis in AXES), model, *([ends] if ends is not None else [])):
+        _set_pg_timeout(timedelta(seconds=timeout_s), group)  # groups do not inherit the world's
     return ParallelMesh(
         device=device,
         pipeline=_axis(mesh, "pipeline"),

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     status = EXIT_FAILURE
     try:
         device = start_distributed(config.train.timeout_s)
-        status = int(Trainer(config, build_mesh(config.parallel, device)).fit())
+        status = int(Trainer(config, build_mesh(config.parallel, device, config.train.timeout_s)).fit())
         dist.barrier()
         dist.destroy_process_group()
     except UserError as error:

@@ -22,7 +22,7 @@ from megaokd.export import CHECK_FILE, STUDENT_FOLDER, export_student, write_exp
 from megaokd.mesh import ParallelMesh
 from megaokd.run import Run, build_run
 from megaokd.signals import StopRequest
-from megaokd.validation import judge, validate
+from megaokd.validation import check_best_metric, judge, validate
 
 
 class Outcome(IntEnum):
@@ -41,6 +41,7 @@ class Trainer:
         self.mesh = mesh
         self.folder = Path(config.checkpoint.folder)
         self.run: Run = build_run(config, mesh)
+        check_best_metric(config.train, self.run)
         self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
         self.state = self._new_state()
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
@@ -53,8 +54,8 @@ class Trainer:
         try:
             with StopRequest() as stop:
                 outcome = self._loop(stop)
-            if outcome is Outcome.FINISHED:
-                self._finish()
+                if outcome is Outcome.FINISHED:
+                    self._finish()
         finally:
             for callback in self.callbacks:
                 callback.close()
@@ -62,18 +63,18 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> Outcome:
         saved_at = self.state.step
-        while self.state.step < self.config.train.steps:
+        while self.state.step < self.config.train.steps and not self.state.stopped_early:
             report = self._step(stop)
-            improved, enough = self._validate_if_due()
-            if report.stop_requested or enough or improved or self._checkpoint_due():
+            # Asked to stop, a run has little time left: it saves, and leaves out a validation that was due.
+            improved = not report.stop_requested and self._validate_if_due()
+            if report.stop_requested or self.state.stopped_early or improved or self._checkpoint_due():
                 self.checkpointer.save(self.state)
                 saved_at = self.state.step
             if report.stop_requested:
                 self._say(f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto")
                 return Outcome.INTERRUPTED
-            if enough:
-                self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
-                break
+        if self.state.stopped_early:
+            self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
         if saved_at < self.state.step:
             self.checkpointer.save(self.state)
         return Outcome.FINISHED
@@ -104,16 +105,15 @@ class Trainer:
             callback.on_step(record)
         return report
 
-    def _validate_if_due(self) -> tuple[bool, bool]:
-        """(this is the best so far, it is time to stop)."""
+    def _validate_if_due(self) -> bool:
+        """Whether a validation was made and is the best so far."""
         every = self.config.train.validate_every
         if not every or (self.state.step % every and self.state.step != self.config.train.steps):
-            return False, False
+            return False
         record = validate(self.run, self.state.step)
-        verdict = judge(record, self.state, self.config.train)
         for callback in self.callbacks:
             callback.on_validation(record)
-        return verdict.is_best, verdict.stop_early
+        return judge(record, self.state, self.config.train)
 
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every
@@ -139,6 +139,8 @@ class Trainer:
             step=0,
             seed=self.config.train.seed,
             data_fingerprint=self.run.dataset.fingerprint,
+            global_batch=self.config.train.global_batch,
+            sequence_length=self.config.data.sequence_length,
             teacher_hash=digest,
             layout={"pipeline": parallel.pipeline, "data": self.mesh.data.size, "tensor": parallel.tensor},
         )
@@ -148,7 +150,7 @@ class Trainer:
             state = self.checkpointer.resume(self.state)
             if state is not None:
                 self.state = state
-        elif any(self.folder.glob("checkpoints/step-*")):
+        elif self.checkpointer.newest() is not None:
             raise UserError(
                 f"{self.folder} already holds checkpoints; continue with train.resume=auto or choose another "
                 "checkpoint.folder"

@@ -1,7 +1,6 @@
 """Held-out data: losses of both models, how far the teacher has moved, and whether this is the best so far."""
 
 import time
-from dataclasses import dataclass
 
 from megaokd.callbacks.base import ValidationRecord
 from megaokd.checkpoint.state import RunState
@@ -25,26 +24,25 @@ def validate(run: Run, step: int) -> ValidationRecord:
     return ValidationRecord(step, named, time.perf_counter() - started)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a validation means for the run."""
-
-    is_best: bool
-    stop_early: bool
+def metric_names(run: Run) -> list[str]:
+    """What `validate` measures in this run."""
+    names = [f"validation/{name}" for name in run.step.loss.names if name != "tokens"]
+    return names + (["validation/teacher_drift", "validation/original_teacher_ce"] if run.drift is not None else [])
 
 
-def judge(record: ValidationRecord, state: RunState, train: Train) -> Verdict:
-    """Compare with the best so far and write the outcome into `state`.
+def check_best_metric(train: Train, run: Run) -> None:
+    """Refuse a `train.best_metric` that no validation of this run will measure."""
+    if train.validate_every and train.best_metric not in metric_names(run):
+        raise UserError(f"train.best_metric={train.best_metric!r} is not measured; one of {metric_names(run)}")
 
-    Raises:
-        UserError: `train.best_metric` is not one of the metrics.
-    """
-    if train.best_metric not in record.metrics:
-        raise UserError(f"train.best_metric={train.best_metric!r} is not measured; one of {sorted(record.metrics)}")
+
+def judge(record: ValidationRecord, state: RunState, train: Train) -> bool:
+    """Whether this is the best validation so far; writes that, and whether to stop early, into `state`."""
     value = record.metrics[train.best_metric]
-    is_best = not state.best or value < state.best["value"]
+    sign = -1.0 if train.best_metric.endswith("agreement") else 1.0
+    is_best = not state.best or sign * value < sign * state.best["value"]
     if is_best:
         state.best = {"step": record.step, "metric": train.best_metric, "value": value}
     state.validations_without_gain = 0 if is_best else state.validations_without_gain + 1
-    patience = train.early_stopping
-    return Verdict(is_best, stop_early=patience > 0 and state.validations_without_gain >= patience)
+    state.stopped_early = 0 < train.early_stopping <= state.validations_without_gain
+    return is_best

@@ -38,7 +38,7 @@ class TensorBoard(Callback):
     """Writes scalars to FOLDER/tensorboard; `tensorboard --logdir FOLDER` shows them."""
 
     def __init__(self, folder: Path, every: int, *, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._every = every
 
     def on_step(self, record: StepRecord) -> None:

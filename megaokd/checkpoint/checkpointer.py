@@ -13,6 +13,10 @@ from megaokd.engine.engine import TrainingEngine
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 
+# What a checkpoint and the run that continues it must have in common: with any other value the step would stand for
+# another position in the data, or another objective.
+_IDENTITY = ("seed", "data_fingerprint", "global_batch", "sequence_length", "teacher_hash")
+
 
 class Checkpointer:
     """Writes checkpoints atomically: into a folder called *.tmp, synchronised to disk, then renamed."""
@@ -47,21 +51,28 @@ class Checkpointer:
         """Load the newest complete checkpoint; None where there is none. Collective.
 
         Raises:
-            UserError: it belongs to another run (data, teacher, seed or model differ) or is damaged.
+            UserError: it belongs to another run (data, batch, teacher, seed or model differ) or is damaged.
         """
-        found = list_checkpoints(self.folder)
-        if not found:
+        path = self.newest()
+        if path is None:
             return None
-        state = read_state(found[-1])
-        for name in ("seed", "data_fingerprint", "teacher_hash"):
+        state = read_state(path)
+        for name in _IDENTITY:
             saved, now = getattr(state, name), getattr(expected, name)
             if saved != now:
                 raise UserError(
-                    f"{found[-1]}: {name.replace('_', ' ')} was {saved!r} when it was saved and is {now!r} now; "
+                    f"{path}: {name.replace('_', ' ')} was {saved!r} when it was saved and is {now!r} now; "
                     "continue with the same, or start in another checkpoint.folder"
                 )
-        load_tensors(found[-1], self.engine, self.mesh, state.step)
+        load_tensors(path, self.engine, self.mesh, state.step)
         return state
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint as rank 0 sees it: on a shared file system others may lag. Collective."""
+        found = list_checkpoints(self.folder)[-1:] if self.mesh.is_main else []
+        shared: list[Path | None] = [found[0] if found else None]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
 
 def _sync(folder: Path) -> None:

@@ -24,11 +24,14 @@ class RunState:
     """Optimizer steps done; the next step has this number."""
     seed: int
     data_fingerprint: str
+    global_batch: int
+    sequence_length: int
     teacher_hash: str | None
     layout: dict[str, int]
     best: dict[str, Any] = field(default_factory=dict)
     """The best validation so far: step and value; empty before the first."""
     validations_without_gain: int = 0
+    stopped_early: bool = False
     training_seconds: float = 0.0
     format_version: int = FORMAT_VERSION
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from megaokd import config
+from megaokd.errors import UserError
 from megaokd.kernels import Term, distillation_loss
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
@@ -34,6 +35,11 @@ class Terms:
         """Without a teacher only the student's cross-entropy is left; without online modules the teacher is frozen."""
         student = {kind: weight for kind, weight in objective.student.items() if has_teacher or kind == "ce"}
         teacher = objective.teacher if online else {}
+        if not any(student.values()):
+            missing = "a weight above 0" if has_teacher else "ce above 0: without a teacher there is no divergence"
+            raise UserError(
+                f"objective.student={objective.student} leaves the student nothing to learn; give {missing}"
+            )
         return cls(_terms(student, objective), _terms(teacher, objective), objective.temperature)
 
 

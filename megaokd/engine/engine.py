@@ -26,9 +26,10 @@ from megaokd.parallel.region import TensorParallel
 # What the engine decides itself; a value for one of these in the `deepspeed` section is refused.
 _OWN_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
-    "fp16", "bf16", "torch_autocast", "gradient_clipping", "pipeline", "amp",
+    "fp16", "bf16", "torch_autocast", "gradient_clipping", "pipeline", "amp", "data_types", "communication_data_type",
+    "prescale_gradients", "gradient_predivide_factor", "zero_allow_untested_optimizer",
 )  # fmt: skip
-_OWN_ZERO_KEYS = ("stage", "compute_grad_norm", "offload_param")
+_OWN_ZERO_KEYS = ("stage", "compute_grad_norm", "offload_param", "offload_optimizer")
 
 
 class TrainingEngine:
@@ -132,7 +133,9 @@ def _optimizer_groups(
 def _deepspeed_config(zero_stage: int, mesh: ParallelMesh, options: Mapping[str, Any]) -> dict[str, Any]:
     if zero_stage == 2 and mesh.pipeline.size > 1:
         raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
-    zero = dict(options.get("zero_optimization", {}))
+    zero = options.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"deepspeed.zero_optimization = {zero!r}: expected a mapping of DeepSpeed's ZeRO options")
     taken = [key for key in _OWN_KEYS if key in options] + [
         f"zero_optimization.{key}" for key in _OWN_ZERO_KEYS if key in zero
     ]

@@ -26,14 +26,14 @@ class StepReport:
     bad_ranks: list[int]
 
     def check_finite(self, step: int) -> None:
-        """Refuse to update weights with a NaN or an infinity, naming the step and the ranks it came from."""
+        """Refuse to update weights with a NaN or an infinity, naming step (from 1, as in logs) and ranks."""
         losses = {name: self.metrics[name] for name in ("student_loss", "teacher_loss") if name in self.metrics}
         bad: list[str] = [name for name, value in losses.items() if not math.isfinite(value)]
         bad += [f"{name} gradient norm" for name, value in self.norms.items() if not math.isfinite(value)]
         if bad:
             where = ", ".join(map(str, self.bad_ranks)) or "none alone"
             raise UserError(
-                f"step {step}: {', '.join(bad)} not finite (first seen on ranks: {where}); no update was made and the "
+                f"step {step + 1}: {', '.join(bad)} not finite (first seen on ranks: {where}); no update was made and the "
                 "last checkpoint is untouched. Lower the learning rate or lengthen the warm-up, or look at the "
                 "examples of this step"
             )

@@ -112,11 +112,14 @@ def _belongs(name: str, decoder: Decoder) -> bool:
 def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> None:
     """Write the whole model as safetensors, one file a pipeline rank and an index where there are several.
 
-    Collective over the tensor group of the ranks with data rank 0; others return at once. One tensor at a time is
-    gathered, and a stage's tensors are held in host memory until its file is written.
+    Collective over the world; the ranks with data rank 0 gather over their tensor group, one tensor at a time, and the
+    first of a tensor group holds its stage's tensors in host memory until the file is written.
     """
     if mesh.data.rank == 0:
-        tensors = {name: whole.contiguous() for part in parts for name, whole in _gathered(part, mesh)}
+        tensors = {}
+        for name, whole in (item for part in parts for item in _gathered(part, mesh)):
+            if mesh.tensor.rank == 0:
+                tensors[name] = whole.cpu().contiguous()
         if mesh.tensor.rank == 0:
             last = mesh.pipeline.size
             name = SINGLE if last == 1 else f"model-{mesh.pipeline.rank + 1:05d}-of-{last:05d}.safetensors"
@@ -127,11 +130,11 @@ def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> No
 
 
 def _gathered(decoder: Decoder, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, whole tensor on the CPU) of every parameter of this stage that no other stage writes."""
+    """(Hugging Face name, whole tensor) of every parameter of this stage that no other stage writes."""
     for name, parameter, layout in named_layouts(decoder, replicated(decoder.tp.size, decoder.tp.rank, partial=False)):
         if name == "head.weight" and decoder.holds_tied_copy:
             continue
-        yield global_name(name, tied_head=decoder.arch.tied_head), gather_whole(parameter.detach(), layout, mesh).cpu()
+        yield global_name(name, tied_head=decoder.arch.tied_head), gather_whole(parameter.detach(), layout, mesh)
 
 
 def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) -> torch.Tensor:
