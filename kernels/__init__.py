@@ -20,7 +20,8 @@ if __name__ == "kernels":
         sys.modules[__name__] = _module
         _found.loader.exec_module(_module)
 else:
+    from .linear import linear_distillation_loss
     from .loss import DistillationOutput, distillation_loss
     from .terms import Term
 
-    __all__ = ["DistillationOutput", "Term", "distillation_loss"]
+    __all__ = ["DistillationOutput", "Term", "distillation_loss", "linear_distillation_loss"]

@@ -14,10 +14,10 @@ from .terms import Objective
 
 @dataclass
 class DistillationOutput:
-    """What `distillation_loss` returns, each tensor of the labels' shape, 0 where ignored.
+    """What the loss returns, of the labels' shape, 0 where ignored (`linear_distillation_loss` sums the losses).
 
-    student_loss  differentiable with respect to the student's logits only
-    teacher_loss  differentiable with respect to the teacher's logits only; no gradient if the teacher is frozen
+    student_loss  differentiable with respect to the student only
+    teacher_loss  differentiable with respect to the teacher's modules only; not at all if the teacher is frozen
     metrics       detached and unweighted: student_ce, student_entropy and, with a teacher, teacher_ce, teacher_entropy,
                   top1_agreement (1 where both largest logits are the same token, the smallest id winning a tie),
                   forward_kl, reverse_kl, and every two-pass term that was asked for (key: `Term.name`).
@@ -69,17 +69,8 @@ def distillation_loss(
     loss is NaN) labels that do not exist; RuntimeError for a backend that cannot run here.
     Formulas: README.md in this folder.
     """
-    check_logits(student_logits, teacher_logits, labels)
-    spec = build_spec(
-        student,
-        teacher,
-        temperature,
-        teacher_logits is not None,
-        student_logits.shape[-1],
-        vocab_start,
-        vocab_size,
-        group,
-    )
+    widths = check_logits(student_logits, teacher_logits, labels)
+    spec = build_spec(student, teacher, temperature, widths, vocab_start, vocab_size, group)
     check_labels(labels, spec.vocab_size)
     if token_weight is not None and token_weight.shape != labels.shape:
         raise ValueError(f"token_weight has shape {tuple(token_weight.shape)}, labels {tuple(labels.shape)}")

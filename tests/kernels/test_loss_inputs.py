@@ -13,10 +13,10 @@ JOINT = MIXES["everything"]
 
 
 def test_inputs_untouched_and_padding_never_read() -> None:
-    """NaN in padded columns and in ignored rows reaches nothing; padding and ignored rows get no gradient."""
+    """NaN in padded columns (differing in number) and in ignored rows reaches nothing; they get no gradient."""
     example = make_example(7, 13, ignored=(1, 4))
     expected = expect(example, "everything", 1.0)
-    student, teacher = (torch.full((7, 16), math.nan, dtype=torch.float64) for _ in range(2))
+    student, teacher = (torch.full((7, width), math.nan, dtype=torch.float64) for width in (16, 14))
     student[:, :13], teacher[:, :13] = example.student, example.teacher
     for logits in (student, teacher):
         logits[[1, 4]] = math.nan
@@ -217,7 +217,8 @@ def test_saved_for_backward(dtype: torch.dtype) -> None:
         ({"labels": torch.tensor([0, -1, -100])}, "label -1"),
         ({"labels": torch.tensor([0.0, 1.0, 2.0])}, "int64"),
         ({"labels": torch.tensor([0, 1])}, "shape"),
-        ({"teacher_logits": torch.zeros(3, 6)}, "same range"),
+        ({"teacher_logits": torch.zeros(3, 6)}, "say so with vocab_size"),
+        ({"teacher_logits": torch.zeros(3, 6), "vocab_size": 6}, "same ranges"),
         ({"teacher_logits": torch.zeros(3, 5, dtype=torch.int64)}, "must be one of"),
         ({"teacher_logits": None}, "without a teacher"),
         ({"token_weight": torch.ones(2)}, "token_weight"),

@@ -1,12 +1,14 @@
 """The loss over a vocabulary split over real processes: values, both gradients, and collectives counted."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.distributed as dist
 from loss_cases import MIXES, Expected, assert_near, backward, expect, make_example
 from sharded_worker import BOUNDS, VOCAB, CountedCollectives, launch, shard_of
 
-from megaokd.kernels import distillation_loss
+from megaokd.kernels import distillation_loss, linear_distillation_loss
 
 TWO_PASS = {"jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "everything"}
 
@@ -144,7 +146,73 @@ def vocab_size_is_needed(group: dist.ProcessGroup) -> None:
             distillation_loss(torch.zeros(1, 2), None, torch.tensor([0]), student={"ce": 1.0}, group=group)
 
 
-CASES = [every_mix, ranks_agree, tie_across_ranks, padding_differs, no_tokens, vocab_size_is_needed]
+def fused(group: dist.ProcessGroup) -> None:
+    """The fused form: this rank's rows of the head's gradient, the whole gradient of hidden states, collectives."""
+    for bounds in BOUNDS[group.size()]:
+        for mix in ("joint", "everything"):
+            for recompute in (False, True):
+                for sequence_parallel in (False, True):
+                    check_fused(mix, bounds, group, recompute, sequence_parallel)
+
+
+def check_fused(
+    mix: str, bounds: list[int], group: dist.ProcessGroup, recompute: bool, sequence_parallel: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 6), (VOCAB, 6), (8, 10), (VOCAB, 10)]
+    full = [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    labels = torch.randint(0, VOCAB, (8,), generator=generator)
+    labels[2] = -100
+    weight = torch.rand(8, generator=generator, dtype=torch.float64)
+    terms = {"student": MIXES[mix][0], "teacher": MIXES[mix][1]}
+    whole = distillation_loss(full[0] @ full[1].t(), full[2] @ full[3].t(), labels, token_weight=weight, **terms)
+    exact = torch.autograd.grad(2 * whole.student_loss.sum() + 3 * whole.teacher_loss.sum(), full[:3])
+    columns = shard_of(bounds, group.rank())
+    share = 8 // group.size() if sequence_parallel else 8
+    tokens = slice(group.rank() * share, (group.rank() + 1) * share) if sequence_parallel else slice(0, 8)
+    mine = [
+        x.detach()[part].clone().requires_grad_()
+        for x, part in zip(full, [tokens, columns, tokens, columns], strict=True)
+    ]
+    with CountedCollectives() as forward_calls:
+        out = linear_distillation_loss(
+            *mine,
+            labels,
+            token_weight=weight,
+            group=group,
+            vocab_start=columns.start,
+            vocab_size=VOCAB,
+            recompute=recompute,
+            sequence_parallel=sequence_parallel,
+            memory_budget=3 * 2 * 8 * min(2, group.size()) * -(-VOCAB // group.size()),
+            **terms,
+        )
+    total = 2 * out.student_loss.sum() + 3 * out.teacher_loss.sum()
+    with CountedCollectives() as backward_calls:
+        gradients = torch.autograd.grad(total, mine[:3])
+    assert_near(out.student_loss.sum(), whole.student_loss.sum(), 1e-13)
+    assert_near(out.teacher_loss.sum(), whole.teacher_loss.sum(), 1e-13)
+    assert_near(gradients[0], exact[0][tokens], 1e-13)
+    assert_near(gradients[1], exact[1][columns], 1e-13)
+    assert_near(gradients[2], exact[2][tokens], 1e-13)
+    check_fused_calls(forward_calls.counts, backward_calls.counts, mix, group.size(), recompute, sequence_parallel)
+
+
+def check_fused_calls(
+    forward: Counter, backward: Counter, mix: str, ranks: int, recompute: bool, sequence_parallel: bool
+) -> None:
+    """Three chunks of three tokens at most."""
+    gathers = 3 * (2 if mix in TWO_PASS else 1) + 2 * sequence_parallel
+    reductions = {"allreduce_": 3 * 2}
+    if ranks == 1:
+        assert forward == backward == {}
+    elif recompute:
+        assert (forward, backward) == ({"allgather_": gathers}, reductions)
+    else:
+        assert (forward, backward) == ({"allgather_": gathers} | reductions, {})
+
+
+CASES = [every_mix, ranks_agree, tie_across_ranks, padding_differs, no_tokens, vocab_size_is_needed, fused]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
