@@ -94,6 +94,8 @@ class Objective:
     temperature: PositiveFloat = 1.0
     jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""
+    fused: bool = True
+    """Heads and loss in chunks of tokens: a micro-batch's logits never exist whole; false: all logits at once."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -134,7 +134,15 @@ def _loss(
     """The loss over the last stage's heads; on other ranks one that only knows its names."""
     ends = [parts[-1] for parts in (students, teachers) if parts and parts[-1].part.last]
     has_teacher = models.teacher_architecture is not None
-    return HiddenStateLoss(tuple(ends), terms, models.vocab, models.tp, config.train.precision, has_teacher=has_teacher)
+    return HiddenStateLoss(
+        tuple(ends),
+        terms,
+        models.vocab,
+        models.tp,
+        config.train.precision,
+        has_teacher=has_teacher,
+        fused=config.objective.fused,
+    )
 
 
 def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Drift | None:

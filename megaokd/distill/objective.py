@@ -8,15 +8,16 @@ for the teacher's alone, so adding the two before backward mixes nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from megaokd import config
 from megaokd.errors import UserError
-from megaokd.kernels import Term, distillation_loss
+from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
-from megaokd.parallel.vocab import VocabRange
+from megaokd.parallel.vocab import VocabParallelHead, VocabRange
 from megaokd.precision import Precision, autocast
 
 IGNORED = -100
@@ -58,8 +59,11 @@ class HiddenStateLoss:
     student's first; it is empty on ranks without the last stage. Sums of every metric over loss tokens gather in
     `sums` until `take_sums`.
 
-    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a model, then the kernel's
-    all-gather (two with jsd); backward an all-reduce of [T, D] a model that has a gradient.
+    `fused` computes heads and loss together in chunks of tokens, so that the logits of a micro-batch never exist whole.
+
+    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a model; then for each chunk (all
+    tokens at once where not fused) the kernel's all-gather, two with jsd, and an all-reduce of [chunk, D] a model that
+    has a gradient; these come in backward where not fused.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class HiddenStateLoss:
         precision: Precision,
         *,
         has_teacher: bool,
+        fused: bool,
     ) -> None:
         self.slots = slots
+        self.fused = fused
         self.has_teacher = has_teacher
         self.terms = terms
         self.vocab = vocab
@@ -94,24 +100,14 @@ class HiddenStateLoss:
         """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""
         assert len(hidden) == len(self.slots), "the loss runs on the last stage"
         keep = labels != IGNORED
+        rows = [self.tp.gather_sequence(state)[keep] for state in hidden]
         with autocast(self.precision, labels.device):
-            logits = [self._logits(model, state, keep) for model, state in zip(self.slots, hidden, strict=True)]
-        out = distillation_loss(
-            logits[0],
-            logits[1] if len(logits) > 1 else None,
-            labels[keep],
-            student=self.terms.student,
-            teacher=self.terms.teacher,
-            temperature=self.terms.temperature,
-            group=self.tp.group,
-            vocab_start=self.vocab.start,
-            vocab_size=self.vocab.size,
-        )
+            out = self._fused(rows, labels[keep]) if self.fused else self._on_logits(rows, labels[keep])
         self._add("student_loss", out.student_loss)
         self._add("teacher_loss", out.teacher_loss)
         for name, values in out.metrics.items():
             self._add(name, values)
-        self.sums["tokens"] = self.sums.get("tokens", 0) + keep.sum(dtype=torch.float64)
+        self._add("tokens", keep)
         total: torch.Tensor = (out.student_loss.sum() + out.teacher_loss.sum()) * scale
         return total
 
@@ -120,10 +116,31 @@ class HiddenStateLoss:
         sums, self.sums = self.sums, {}
         return sums
 
-    def _logits(self, model: Decoder, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        assert model.head is not None
-        logits: torch.Tensor = model.head(self.tp.gather_sequence(hidden)[keep])
-        return logits
+    def _fused(self, rows: list[torch.Tensor], labels: torch.Tensor) -> DistillationOutput:
+        """Heads and loss together, a chunk of tokens at a time."""
+        weights = [_head(model).weight for model in self.slots]
+        hidden, weight = (rows[1], weights[1]) if len(rows) > 1 else (None, None)
+        return linear_distillation_loss(rows[0], weights[0], hidden, weight, labels, **self._options())
+
+    def _on_logits(self, rows: list[torch.Tensor], labels: torch.Tensor) -> DistillationOutput:
+        """All logits of the micro-batch, then the loss."""
+        logits = [_head(model)(state) for model, state in zip(self.slots, rows, strict=True)]
+        return distillation_loss(logits[0], logits[1] if len(logits) > 1 else None, labels, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "student": self.terms.student,
+            "teacher": self.terms.teacher,
+            "temperature": self.terms.temperature,
+            "group": self.tp.group,
+            "vocab_start": self.vocab.start,
+            "vocab_size": self.vocab.size,
+        }
 
     def _add(self, name: str, values: torch.Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0) + values.detach().sum(dtype=torch.float64)
+
+
+def _head(model: Decoder) -> VocabParallelHead:
+    assert model.head is not None
+    return model.head

@@ -33,8 +33,8 @@ class StepReport:
         if bad:
             where = ", ".join(map(str, self.bad_ranks)) or "none alone"
             raise UserError(
-                f"step {step + 1}: {', '.join(bad)} not finite (first seen on ranks: {where}); no update was made and the "
-                "last checkpoint is untouched. Lower the learning rate or lengthen the warm-up, or look at the "
+                f"step {step + 1}: {', '.join(bad)} not finite (first seen on ranks: {where}); no update was made and "
+                "the last checkpoint is untouched. Lower the learning rate or lengthen the warm-up, or look at the "
                 "examples of this step"
             )
 

@@ -27,11 +27,18 @@ from tests.support.tiny import TinyWorld
 WORKER = Path(__file__).with_name("layout_worker.py")
 TOLERANCE = 1e-5
 
+OBJECTIVE: dict[str, Any] = {
+    "student": {"ce": 1.0, "forward_kl": 0.7, "jsd": 0.3},
+    "teacher": {"ce": 0.8, "reverse_kl": 0.2},
+    "temperature": 1.5,
+    "jsd_beta": 0.3,
+}
 # name -> (processes, parallel section, other sections)
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp1_pp1_dp1": (1, {}, {}),
     "recompute": (1, {"recompute": True}, {}),
     "tp2": (2, {"tensor": 2}, {}),
+    "tp2_loss_on_logits": (2, {"tensor": 2}, {"objective": {**OBJECTIVE, "fused": False}}),
     "pp2": (2, {"pipeline": 2}, {}),
     "dp2": (2, {}, {}),
     "dp2_zero2": (2, {}, {"train": {"zero_stage": 2}}),
@@ -62,12 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "student": {"lr": 2e-3, "clip": 1.0, "warmup_steps": 2},
         "online": {"lr": 1e-3, "clip": 0.4, "schedule": "linear", "weight_decay": 0.05},
     },
-    "objective": {
-        "student": {"ce": 1.0, "forward_kl": 0.7, "jsd": 0.3},
-        "teacher": {"ce": 0.8, "reverse_kl": 0.2},
-        "temperature": 1.5,
-        "jsd_beta": 0.3,
-    },
+    "objective": OBJECTIVE,
 }
 
 
@@ -77,7 +79,7 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("layouts")
     for processes in (1, 2, 4):
         cases = {
-            name: tiny_world.config(folder / name, parallel=parallel, **OPTIONS, **sections)
+            name: tiny_world.config(folder / name, parallel=parallel, **(OPTIONS | sections))
             for name, (count, parallel, sections) in (LAYOUTS | OTHER).items()
             if count == processes
         }
