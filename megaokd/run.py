@@ -8,7 +8,7 @@ from megaokd.data.dataset import TokenDataset
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
 from megaokd.distill.objective import HiddenStateLoss, Terms
 from megaokd.engine.engine import TrainingEngine
-from megaokd.engine.parameters import trainable_parameters
+from megaokd.engine.parameters import GroupName, trainable_parameters
 from megaokd.engine.step import TrainingStep
 from megaokd.errors import UserError
 from megaokd.kernels import Term
@@ -54,9 +54,8 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     _check_tokenizers(config, dataset)
     models = build_models(config, dataset.vocab_size, mesh)
     has_teacher = models.teacher_architecture is not None
-    terms = Terms.from_config(
-        config.objective, has_teacher=has_teacher, online=has_teacher and config.teacher.online is not None
-    )
+    online = has_teacher and config.teacher.online is not None
+    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
     loss = _loss(config, models, terms, models.students, models.teachers)
     runner = build_runner(
         list(models.stages), models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device
@@ -70,7 +69,8 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
         zero_stage=config.train.zero_stage,
         deepspeed_options=config.deepspeed,
     )
-    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps)
+    groups: tuple[GroupName, ...] = ("student", "online") if online else ("student",)
+    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups)
     return Run(config, mesh, dataset, train, validation, models, engine, step, _drift(config, models, mesh))
 
 
@@ -94,6 +94,8 @@ def _batches(
         dp_size=mesh.data.size,
     )
     check_micro_batches(config.parallel, train.global_batch // (train.micro_batch * mesh.data.size))
+    if train.early_stopping and not train.validate_every:
+        raise UserError("train.early_stopping needs train.validate_every, and data.validation to validate on")
     if data.validation is None:
         if train.validate_every:
             raise UserError("train.validate_every is set, but data.validation names no data set")

@@ -24,12 +24,15 @@ def main(argv: Sequence[str]) -> int:
     import torch.distributed as dist
 
     from megaokd.mesh import build_mesh, start_distributed
+    from megaokd.signals import StopRequest
     from megaokd.trainer import Trainer
 
     status = EXIT_FAILURE
     try:
-        device = start_distributed(config.train.timeout_s)
-        status = int(Trainer(config, build_mesh(config.parallel, device, config.train.timeout_s)).fit())
+        with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
+            device = start_distributed(config.train.timeout_s)
+            mesh = build_mesh(config.parallel, device, config.train.timeout_s)
+            status = int(Trainer(config, mesh).fit(stop))
         dist.barrier()
         dist.destroy_process_group()
     except UserError as error:

@@ -47,15 +47,17 @@ class Trainer:
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
         self.callbacks: list[Callback] = []
 
-    def fit(self) -> Outcome:
+    def fit(self, stop: StopRequest) -> Outcome:
         """Train to the end, or until SIGTERM or early stopping."""
         self._resume()
         self.callbacks = build_callbacks(self.config, self.mesh, self.state.step)
+        left_out = self.run.train_batches.left_out
+        if left_out:
+            self._say(f"{left_out} examples are left out: their prompt fills data.sequence_length")
         try:
-            with StopRequest() as stop:
-                outcome = self._loop(stop)
-                if outcome is Outcome.FINISHED:
-                    self._finish()
+            outcome = self._loop(stop)
+            if outcome is Outcome.FINISHED:
+                self._finish()
         finally:
             for callback in self.callbacks:
                 callback.close()
@@ -63,17 +65,18 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> Outcome:
         saved_at = self.state.step
-        while self.state.step < self.config.train.steps and not self.state.stopped_early:
+        self._validate_if_due()  # one that SIGTERM left out
+        while self.state.step < self.config.train.steps and not self._stops_early():
             report = self._step(stop)
             # Asked to stop, a run has little time left: it saves, and leaves out a validation that was due.
             improved = not report.stop_requested and self._validate_if_due()
-            if report.stop_requested or self.state.stopped_early or improved or self._checkpoint_due():
+            if report.stop_requested or self._stops_early() or improved or self._checkpoint_due():
                 self.checkpointer.save(self.state)
                 saved_at = self.state.step
             if report.stop_requested:
                 self._say(f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto")
                 return Outcome.INTERRUPTED
-        if self.state.stopped_early:
+        if self._stops_early():
             self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
         if saved_at < self.state.step:
             self.checkpointer.save(self.state)
@@ -96,7 +99,7 @@ class Trainer:
             norms={str(name): norm for name, norm in report.norms.items()},
             learning_rates={str(name): rate for name, rate in self.run.step.learning_rates(step).items()},
             tokens=report.tokens,
-            positions=batch.tokens.numel() * self.mesh.data.size,
+            input_tokens=batch.input_tokens,
             seconds=seconds,
             memory_bytes=_peak_memory(self.mesh.device),
             data_seconds=data_seconds,
@@ -108,12 +111,18 @@ class Trainer:
     def _validate_if_due(self) -> bool:
         """Whether a validation was made and is the best so far."""
         every = self.config.train.validate_every
-        if not every or (self.state.step % every and self.state.step != self.config.train.steps):
+        step = self.state.step
+        if not every or step == self.state.validated_at or (step % every and step != self.config.train.steps):
             return False
+        self.state.validated_at = step
         record = validate(self.run, self.state.step)
         for callback in self.callbacks:
             callback.on_validation(record)
         return judge(record, self.state, self.config.train)
+
+    def _stops_early(self) -> bool:
+        patience = self.config.train.early_stopping
+        return 0 < patience <= self.state.validations_without_gain
 
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint.every
@@ -134,15 +143,18 @@ class Trainer:
             found = [teacher_hash(self.config.teacher.path, self.folder) if self.mesh.is_main else None]
             dist.broadcast_object_list(found, src=0)
             digest = found[0]
-        parallel = self.config.parallel
+        models = self.run.models
+        shapes = (models.student_architecture, models.teacher_architecture)
+        online = self.config.teacher.online if models.teacher_architecture is not None else None
         return RunState(
             step=0,
             seed=self.config.train.seed,
             data_fingerprint=self.run.dataset.fingerprint,
             global_batch=self.config.train.global_batch,
             sequence_length=self.config.data.sequence_length,
+            teacher_path=self.config.teacher.path,
             teacher_hash=digest,
-            layout={"pipeline": parallel.pipeline, "data": self.mesh.data.size, "tensor": parallel.tensor},
+            models=f"{shapes} {online}",
         )
 
     def _resume(self) -> None:

@@ -1,5 +1,6 @@
 """Held-out data: losses of both models, how far the teacher has moved, and whether this is the best so far."""
 
+import math
 import time
 
 from megaokd.callbacks.base import ValidationRecord
@@ -14,7 +15,7 @@ def validate(run: Run, step: int) -> ValidationRecord:
     """Means over the validation set; `teacher_drift` is KL(adapted teacher || original teacher). Collective."""
     assert run.validation_batches is not None
     started = time.perf_counter()
-    batches = list(run.validation_batches)
+    batches = run.validation_batches
     metrics = evaluate_batches(batches, run.step.runner, run.step.loss, run.mesh)
     named = {f"validation/{name}": value for name, value in metrics.items()}
     if run.drift is not None:
@@ -37,12 +38,12 @@ def check_best_metric(train: Train, run: Run) -> None:
 
 
 def judge(record: ValidationRecord, state: RunState, train: Train) -> bool:
-    """Whether this is the best validation so far; writes that, and whether to stop early, into `state`."""
+    """Whether this is the best validation so far; writes that into `state`."""
     value = record.metrics[train.best_metric]
     sign = -1.0 if train.best_metric.endswith("agreement") else 1.0
-    is_best = not state.best or sign * value < sign * state.best["value"]
+    known = state.best if state.best.get("metric") == train.best_metric else {}
+    is_best = math.isfinite(value) and (not known or sign * value < sign * known["value"])
     if is_best:
         state.best = {"step": record.step, "metric": train.best_metric, "value": value}
     state.validations_without_gain = 0 if is_best else state.validations_without_gain + 1
-    state.stopped_early = 0 < train.early_stopping <= state.validations_without_gain
     return is_best

@@ -1,6 +1,6 @@
 """What the loop tells its watchers. All of them live on global rank 0."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class StepRecord:
     learning_rates: dict[str, float]
     tokens: int
     """Loss tokens of the global batch."""
-    positions: int
-    """Tokens that went through the models, padding included."""
+    input_tokens: int
+    """Tokens of the global batch that went through the models, prompts included, padding not."""
     seconds: float
     memory_bytes: int
     data_seconds: float = 0.0
@@ -26,7 +26,7 @@ class StepRecord:
         values = {f"train/{name}": value for name, value in self.metrics.items()}
         values.update({f"gradient_norm/{name}": value for name, value in self.norms.items()})
         values.update({f"learning_rate/{name}": value for name, value in self.learning_rates.items()})
-        values["speed/tokens_per_second"] = self.positions / self.seconds
+        values["speed/tokens_per_second"] = self.input_tokens / self.seconds
         values["speed/loss_tokens_per_second"] = self.tokens / self.seconds
         values["speed/step_seconds"] = self.seconds
         values["speed/data_seconds"] = self.data_seconds
@@ -41,7 +41,6 @@ class ValidationRecord:
     step: int
     metrics: dict[str, float]
     seconds: float
-    notes: list[str] = field(default_factory=list)
 
 
 class Callback:

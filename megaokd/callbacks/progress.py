@@ -26,7 +26,10 @@ class ProgressBar(Callback):
         self._every = max(1, total_steps // 10)
 
     def on_step(self, record: StepRecord) -> None:
-        shown = {"loss": f"{record.metrics['student_loss']:.4f}", "tok/s": f"{record.positions / record.seconds:.0f}"}
+        shown = {
+            "loss": f"{record.metrics['student_loss']:.4f}",
+            "tok/s": f"{record.input_tokens / record.seconds:.0f}",
+        }
         if record.metrics.get("teacher_loss"):
             shown["teacher"] = f"{record.metrics['teacher_loss']:.4f}"
         self._bar.set_postfix(shown, refresh=False)

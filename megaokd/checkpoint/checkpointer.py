@@ -14,8 +14,8 @@ from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 
 # What a checkpoint and the run that continues it must have in common: with any other value the step would stand for
-# another position in the data, or another objective.
-_IDENTITY = ("seed", "data_fingerprint", "global_batch", "sequence_length", "teacher_hash")
+# another position in the data, or the weights for another model.
+_IDENTITY = ("seed", "data_fingerprint", "global_batch", "sequence_length", "models", "teacher_hash")
 
 
 class Checkpointer:

@@ -26,12 +26,16 @@ class RunState:
     data_fingerprint: str
     global_batch: int
     sequence_length: int
+    teacher_path: str | None
     teacher_hash: str | None
-    layout: dict[str, int]
+    """Of the teacher's weight files and architecture."""
+    models: str
+    """The shapes of both models and of the online modules."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best validation so far: step and value; empty before the first."""
     validations_without_gain: int = 0
-    stopped_early: bool = False
+    validated_at: int = 0
+    """The step of the last validation."""
     training_seconds: float = 0.0
     format_version: int = FORMAT_VERSION
 

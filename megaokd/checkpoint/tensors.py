@@ -2,7 +2,7 @@
 
 student.NAME, online.NAME                      weights, fp32
 student.NAME.exp_avg, student.NAME.exp_avg_sq  AdamW's moments, likewise for online
-rng.RANK                                       the random state of a rank, uint8
+rng.RANK                                       the CPU random state of a rank, uint8; training draws nothing from it
 """
 
 import logging
@@ -31,7 +31,7 @@ def save_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh) -> None
     for item in engine.parameters:
         moments = optimizer_state.read_moments(item)  # collective: also on ranks that do not write
         if mesh.data.rank == 0 and item.layout.first_copy and not item.tied_copy and item.layout.is_held:
-            local = {item.name: item.parameter.detach(), **{f"{item.name}.{k}": v for k, v in moments.items()}}
+            local = {item.name: item.parameter.detach(), **{f"{item.name}.{k}": v.cpu() for k, v in moments.items()}}
             tensors.update({name: GlobalSlice.of(tensor, item.layout) for name, tensor in local.items()})
     with _quiet():
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
@@ -48,7 +48,8 @@ def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: i
     filled: list[tuple[TrainableParameter, dict[str, torch.Tensor]]] = []
     for item in engine.parameters:
         weight = item.parameter.detach()
-        own = {name: torch.zeros_like(weight) for name in optimizer_state.MOMENTS}
+        # On the host: a device that has room for its share of the optimizer state may have none for all of it.
+        own = {name: torch.zeros_like(weight, device="cpu") for name in optimizer_state.MOMENTS}
         filled.append((item, own))
         name = f"{item.group}.embed_tokens.weight" if item.tied_copy else item.name
         if item.layout.is_held:

@@ -31,11 +31,13 @@ class Batch:
         tokens: int64 [micro_batches, micro_batch, S], padded on the right with 0.
         labels: same shape; labels[..., t] is the token that follows tokens[..., t], -100 where there is no loss.
         loss_tokens: labels that carry loss in the *global* batch; the same number on every rank, without communication.
+        input_tokens: tokens of the global batch without padding, likewise.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_tokens: int
+    input_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ class BatchShape:
 
     def batch(self, dataset: TokenDataset, examples: Ids) -> Batch:
         """This rank's contiguous part of a global batch; rows beyond `examples` are empty and carry no loss."""
-        longest = int(self.positions(dataset, examples).max())
+        positions = self.positions(dataset, examples)
+        longest = int(positions.max())
         width = -(-longest // self.bucket) * self.bucket
         rows = self.global_batch // self.dp_size
         tokens = np.zeros((rows, width), dtype=np.int64)
@@ -106,7 +109,9 @@ class BatchShape:
             labels[row, first : len(ids) - 1] = ids[first + 1 :]
         shape = (-1, self.micro_batch, width)
         total = int(self.loss_tokens(dataset, examples).sum())
-        return Batch(torch.from_numpy(tokens).view(shape), torch.from_numpy(labels).view(shape), total)
+        return Batch(
+            torch.from_numpy(tokens).view(shape), torch.from_numpy(labels).view(shape), total, int(positions.sum())
+        )
 
 
 class TrainBatches:

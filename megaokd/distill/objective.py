@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from megaokd import config
+from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
 from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
 from megaokd.precision import Precision, autocast
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class HiddenStateLoss:
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
         """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""
         assert len(hidden) == len(self.slots), "the loss runs on the last stage"
-        keep = labels != IGNORED
+        keep = labels != IGNORE
         rows = [self.tp.gather_sequence(state)[keep] for state in hidden]
         with autocast(self.precision, labels.device):
             out = self._fused(rows, labels[keep]) if self.fused else self._on_logits(rows, labels[keep])

@@ -73,7 +73,7 @@ def attach_online_modules(teacher: Decoder, options: OnlineModules, *, seed: int
     for index, layer in teacher.layers.items():
         if int(index) < first:
             continue
-        for _, linear in _target_layers(layer, options):
+        for linear in _target_layers(layer, options):
             linear.online = LowRankAdapter(
                 linear, teacher.tp, rank=options.rank, alpha=options.alpha, device=linear.weight.device
             )
@@ -86,12 +86,10 @@ def attach_online_modules(teacher: Decoder, options: OnlineModules, *, seed: int
             parameter.data.zero_()
 
 
-def _target_layers(
-    layer: nn.Module, options: OnlineModules
-) -> Iterator[tuple[str, ColumnParallelLinear | RowParallelLinear]]:
+def _target_layers(layer: nn.Module, options: OnlineModules) -> Iterator[ColumnParallelLinear | RowParallelLinear]:
     for name, module in layer.named_modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear) and name.split(".")[-1] in options.targets:
-            yield name, module
+            yield module
 
 
 def online_adapters(teacher: nn.Module) -> list[LowRankAdapter]:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.engine import optimizer_state
@@ -50,6 +52,8 @@ class TrainingEngine:
         self.options: dict[GroupName, OptimizerGroup] = {"student": options.student, "online": options.online}
         self.mesh = mesh
         self.tp = tp
+        self.local_gradients_finite: torch.Tensor | None = None
+        """Whether this rank's own backward gave finite gradients, before sums over ranks; None without parameters."""
         self._by_id = {id(item.parameter): item for item in self.parameters}
         self._group_names, groups = _optimizer_groups(self.parameters, self.options)
         self._engine = _start_deepspeed(
@@ -65,6 +69,8 @@ class TrainingEngine:
         """
         with self._engine.coalesce_grad_reduction():
             yield
+            gradients = [item.parameter.grad for item in self.parameters if item.parameter.grad is not None]
+            self.local_gradients_finite = get_total_norm(gradients).isfinite() if gradients else None
             sum_partial_gradients(self.parameters, self.tp)
             sum_tied_gradients(self.parameters, self.mesh)
 
@@ -165,7 +171,13 @@ def _start_deepspeed(
     # Shared-memory collectives would be compiled at the first start, and fail where there is no compiler.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if mesh.device.type == "cuda" else "gloo", verbose=False)
-    engine, *_ = deepspeed.initialize(
-        model=modules, optimizer=optimizer, config=config, mpu=DeepSpeedTopology(mesh), dist_init_required=False
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=modules, optimizer=optimizer, config=config, mpu=DeepSpeedTopology(mesh), dist_init_required=False
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"the deepspeed section: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
+        ) from None
     return engine

@@ -46,8 +46,7 @@ def sum_tied_gradients(parameters: Sequence[TrainableParameter], mesh: ParallelM
     """
     if mesh.ends is None:
         return
-    tied = [p for p in parameters if p.name == "student.embed_tokens.weight" or p.tied_copy]
-    for item in tied:
+    for item in (p for p in parameters if p.tied):
         assert item.parameter.grad is not None
         dist.all_reduce(item.parameter.grad, group=mesh.ends)
 

@@ -21,6 +21,8 @@ class TrainableParameter:
     parameter: nn.Parameter
     layout: TensorLayout
     group: GroupName
+    tied: bool = False
+    """An embedding or head of a model that ties the two: the two ends of a pipeline each hold one."""
     tied_copy: bool = False
     """A head that repeats an embedding held by the first stage: counted and saved there."""
 
@@ -54,6 +56,7 @@ def _of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
             parameter=parameter,
             layout=layout,
             group=group,
+            tied=decoder.arch.tied_head and name in ("embed_tokens.weight", "head.weight"),
             tied_copy=name == "head.weight" and decoder.holds_tied_copy,
         )
         for name, parameter, layout in named_layouts(decoder, default)

@@ -1,16 +1,16 @@
 """One optimizer step, and one evaluation of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from megaokd.config import Optimizer
+from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.data.batches import Batch
 from megaokd.distill.objective import HiddenStateLoss
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.learning_rate import learning_rate
-from megaokd.engine.parameters import GROUPS, GroupName
+from megaokd.engine.parameters import GroupName
 from megaokd.engine.report import StepReport, reduce_report
 from megaokd.mesh import ParallelMesh
 from megaokd.pipeline.schedule import Runner
@@ -26,6 +26,8 @@ class TrainingStep:
     mesh: ParallelMesh
     optimizer: Optimizer
     total_steps: int
+    groups: tuple[GroupName, ...]
+    """The parameter groups that this run trains, on whatever rank."""
 
     def __call__(self, step: int, batch: Batch, *, stop_requested: bool = False) -> StepReport:
         """Forward and backward of both models, reduction, checks, clipping, update.
@@ -42,6 +44,8 @@ class TrainingStep:
             self.loss.names,
             self.loss.take_sums(),
             self.engine.square_norms(),
+            groups=self.groups,
+            gradients_finite=self.engine.local_gradients_finite,
             stop_requested=stop_requested,
             mesh=self.mesh,
         )
@@ -52,17 +56,19 @@ class TrainingStep:
 
     def learning_rates(self, step: int) -> dict[GroupName, float]:
         """Both groups' learning rates at a step."""
-        options = {"student": self.optimizer.student, "online": self.optimizer.online}
-        return {name: learning_rate(options[name], step, self.total_steps) for name in GROUPS}
+        options: dict[GroupName, OptimizerGroup] = {"student": self.optimizer.student, "online": self.optimizer.online}
+        return {name: learning_rate(options[name], step, self.total_steps) for name in self.groups}
 
 
 def evaluate_batches(
-    batches: Sequence[Batch], runner: Runner, loss: HiddenStateLoss, mesh: ParallelMesh
+    batches: Iterable[Batch], runner: Runner, loss: HiddenStateLoss, mesh: ParallelMesh
 ) -> dict[str, float]:
     """Per-token means of every metric over batches, equal on all ranks. One all-reduce at the end."""
     for batch in batches:
         runner.forward(*on_device(batch, mesh.device))
-    report = reduce_report(loss.names, loss.take_sums(), {}, stop_requested=False, mesh=mesh)
+    report = reduce_report(
+        loss.names, loss.take_sums(), {}, groups=(), gradients_finite=None, stop_requested=False, mesh=mesh
+    )
     return report.metrics
 
 

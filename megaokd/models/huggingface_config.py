@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from megaokd.errors import UserError
 from megaokd.models.architecture import DecoderArchitecture
 
@@ -40,12 +42,7 @@ def read_architecture(folder: str | Path) -> DecoderArchitecture:
         UserError: no such file, not a Llama, or a field that we do not build.
     """
     path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    values = read_json_object(path)
     for key, expected in _FIXED.items():
         if values.get(key, expected) != expected:
             raise UserError(f"{path}: {key}={values[key]!r} is not supported; only {expected!r} is")
@@ -60,10 +57,28 @@ def read_architecture(folder: str | Path) -> DecoderArchitecture:
     missing = {"vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"} - fields.keys()
     if missing:
         raise UserError(f"{path}: {', '.join(sorted(missing))} missing")
-    fields.setdefault("head_dim", fields["hidden_size"] // fields["num_heads"])
-    arch = DecoderArchitecture(**fields)
+    if "head_dim" not in fields and all(isinstance(fields[key], int) for key in ("hidden_size", "num_heads")):
+        fields["head_dim"] = fields["hidden_size"] // fields["num_heads"]
+    try:
+        arch = TypeAdapter(DecoderArchitecture).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
     arch.check(str(path))
     return arch
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a Hugging Face folder that must hold an object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a Hugging Face model folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected an object")
+    return values
 
 
 def _rope_theta(values: dict[str, Any], path: Path) -> float:

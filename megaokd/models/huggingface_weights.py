@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
+from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder
+from megaokd.models.huggingface_config import read_json_object
 from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,7 +65,9 @@ class WeightFolder:
     def _find_files(self) -> dict[str, str]:
         index = self.folder / INDEX
         if index.exists():
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = read_json_object(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UserError(f"{index}: has no weight_map from tensors to files")
             return weight_map
         single = self.folder / SINGLE
         if not single.exists():
@@ -91,22 +95,23 @@ def load_decoder(decoder: Decoder, folder: str | Path) -> None:
         source = global_name(name, tied_head=decoder.arch.tied_head)
         parameter.zero_()
         layout.valid_part(parameter).copy_(weights.read(source, layout, layout.global_shape(parameter.shape)))
-    extra = sorted(name for name in weights.names if not _belongs(name, decoder))
+    extra = sorted(weights.names - _known_names(decoder.arch))
     if extra:
         raise UserError(
             f"{weights.folder}: the tensor {extra[0]!r} has no place in the model that config.json describes"
         )
 
 
-def _belongs(name: str, decoder: Decoder) -> bool:
-    if name.startswith("model.layers."):
-        return int(name.split(".")[2]) < decoder.arch.num_layers and (
-            ".bias" not in name
-            or (".self_attn." in name and decoder.arch.attention_bias)
-            or (".mlp." in name and decoder.arch.mlp_bias)
-            or "rotary_emb" in name
-        )
-    return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+def _known_names(arch: DecoderArchitecture) -> set[str]:
+    """Every tensor that a folder of this architecture may hold; some writers add rotary tables and a tied head."""
+    norms = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+    mlp = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    biased = [*(attention if arch.attention_bias else []), *(mlp if arch.mlp_bias else [])]
+    in_layer = [*norms, *(f"{name}.weight" for name in attention + mlp), *(f"{name}.bias" for name in biased)]
+    in_layer.append("self_attn.rotary_emb.inv_freq")
+    names = {f"model.layers.{layer}.{name}" for layer in range(arch.num_layers) for name in in_layer}
+    return names | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 
 
 def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> None:

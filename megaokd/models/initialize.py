@@ -14,8 +14,8 @@ from torch import nn
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
 
-Fill = Callable[[torch.Tensor, torch.Generator], None]
-"""Fill a whole tensor in place from a generator."""
+Fill = Callable[[torch.Tensor, torch.Generator], object]
+"""Fill a whole tensor in place from a generator; what it returns is not used."""
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
@@ -46,14 +46,10 @@ def initialize_decoder(decoder: Decoder, seed: int) -> None:
 
 def _fill_for(name: str, std: float) -> Fill:
     if name.endswith("norm.weight"):
-        return lambda whole, _: _ignore(whole.fill_(1.0))
+        return lambda whole, _: whole.fill_(1.0)
     if name.endswith(".bias"):
-        return lambda whole, _: _ignore(whole.zero_())
-    return lambda whole, generator: _ignore(whole.normal_(0.0, std, generator=generator))
-
-
-def _ignore(_: object) -> None:
-    """In-place fills return the tensor; a Fill returns nothing."""
+        return lambda whole, _: whole.zero_()
+    return lambda whole, generator: whole.normal_(0.0, std, generator=generator)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:

@@ -90,8 +90,16 @@ class MicroBatchLoop:
             self.loss(self.stage(micro_tokens), micro_labels, scale=0.0)
 
 
+MAX_SCHEDULES = 8
+"""Batch lengths whose schedules are kept: each holds receive buffers for every micro-batch of a step."""
+
+
 class PipelineRunner:
-    """Several stages: 1F1B, or interleaved 1F1B where a rank holds more than one."""
+    """Several stages: 1F1B, or interleaved 1F1B where a rank holds more than one.
+
+    The schedules of the `MAX_SCHEDULES` lengths used last are kept; every rank sees the same lengths in the same order,
+    so all drop the same one.
+    """
 
     def __init__(
         self,
@@ -133,7 +141,11 @@ class PipelineRunner:
 
     def _schedule(self, shape: torch.Size, *, train: bool) -> PipelineScheduleSingle | PipelineScheduleMulti:
         key = (shape, train)
-        if key not in self._schedules:
+        if key in self._schedules:
+            self._schedules[key] = self._schedules.pop(key)  # now the one used last
+        else:
+            if len(self._schedules) == MAX_SCHEDULES:
+                self._schedules.pop(next(iter(self._schedules)))
             stages = [
                 self._stage(module, self.axis.rank + position * self.axis.size, shape)
                 for position, module in enumerate(self.stages)

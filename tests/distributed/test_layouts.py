@@ -56,9 +56,15 @@ SCRATCH: dict[str, Any] = {
     "student": {"path": None, "architecture": {"hidden_size": 16, "num_kv_heads": 2, "num_layers": 4}},
     "train": {"steps": 3},
 }
+UNTIED: dict[str, Any] = {
+    "student": {"path": None, "architecture": {"hidden_size": 16, "num_layers": 2, "tied_head": False}},
+    "train": {"steps": 3},
+}
 BF16: dict[str, Any] = {"train": {"steps": 3, "precision": "bf16"}, "teacher": {"dtype": "bfloat16"}}
 OTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "scratch": (1, {}, SCRATCH),
+    "scratch_untied": (1, {}, UNTIED),
+    "scratch_untied_pp2": (2, {"pipeline": 2}, UNTIED),
     "scratch_tp4": (4, {"tensor": 4}, SCRATCH),
     "scratch_tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, SCRATCH),
     "bf16": (1, {}, BF16),
@@ -184,9 +190,12 @@ def test_layout_ends_with_the_reference_weights(layout: str, results: Path, refe
         assert error <= TOLERANCE, f"{name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("layout", ["scratch_tp4", "scratch_tp2_pp2"])
-def test_initial_weights_do_not_depend_on_the_layout(layout: str, results: Path) -> None:
-    expected, found = (json.loads((results / f"{name}.json").read_text()) for name in ("scratch", layout))
+@pytest.mark.parametrize(
+    ("layout", "single"),
+    [("scratch_tp4", "scratch"), ("scratch_tp2_pp2", "scratch"), ("scratch_untied_pp2", "scratch_untied")],
+)
+def test_initial_weights_do_not_depend_on_the_layout(layout: str, single: str, results: Path) -> None:
+    expected, found = (json.loads((results / f"{name}.json").read_text()) for name in (single, layout))
     for one, other in zip(expected, found, strict=True):
         assert other["student_loss"] == pytest.approx(one["student_loss"], rel=TOLERANCE)
         assert other["norms"] == pytest.approx(one["norms"], rel=TOLERANCE)

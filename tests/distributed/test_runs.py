@@ -184,6 +184,42 @@ def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: P
     assert check_export(tmp_path / "run") <= 1e-5
 
 
+def test_a_checkpoint_of_another_model_is_refused(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
+    values = tiny_world.config(uninterrupted, train={"steps": 12, "resume": "auto"})
+    for override in ("teacher.online.rank=2", "teacher.online=null"):
+        result = megaokd("train", write(tmp_path / "run.yaml", values), override)
+        assert result.returncode == 2
+        assert "models was" in result.stderr
+
+
+def test_a_torn_hash_cache_is_made_again(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "teacher_hash.json").write_text('{"half')
+    must(megaokd("train", write(tmp_path / "run.yaml", tiny_world.config(folder, train={"steps": 1}))))
+
+
+def test_nan_is_traced_to_the_rank_it_came_from(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Data-parallel rank 1 alone sees a NaN; both ranks end, and the message names rank 1."""
+    program = tmp_path / "nan_on_rank_1.py"
+    program.write_text(
+        "import sys, torch.distributed as dist\n"
+        "from megaokd.distill import objective\n"
+        "original = objective.HiddenStateLoss.__call__\n"
+        "def broken(self, hidden, labels, *, scale):\n"
+        "    nan = float('nan') if dist.get_rank() == 1 else 1.0\n"
+        "    return original(self, hidden, labels, scale=scale) * nan\n"
+        "objective.HiddenStateLoss.__call__ = broken\n"
+        "from megaokd.train_command import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run"))
+    result = torchrun(2, program, config, timeout=120)
+    assert result.returncode != 0
+    assert "step 1:" in result.stderr
+    assert "(seen on ranks: 1)" in result.stderr
+
+
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown key": (("parallel.tensr=2",), "did you mean 'tensor'"),
     "missing data": (("data.train=/nowhere",), "/nowhere"),
