@@ -71,8 +71,8 @@ def _run(rank: int, world_size: int, port: int, cases: list[Case], failures: mp.
         except Exception:
             messages.append(f"rank {rank}, {case.__name__}:\n{traceback.format_exc()}")
     failures.put("\n".join(messages))
-    # Seen with torch 2.13: a gloo group that is destroyed within milliseconds of asynchronous work aborts the process at
-    # exit, one launch in eight, after all cases have passed.
+    # Seen with torch 2.13: a gloo group that is destroyed within milliseconds of asynchronous work aborts the process
+    # at exit, one launch in eight, after all cases have passed.
     gc.collect()
     dist.barrier()
     time.sleep(0.2)
