@@ -26,7 +26,8 @@ def test_smoke(tmp_path: Path) -> None:
 
 def first_loss(log: Path) -> float:
     """The student's cross-entropy at the first step, before any update."""
-    record = json.loads(log.read_text().splitlines()[0])
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    record = next(record for record in records if record["kind"] == "train")
     assert record["step"] == 1
     loss: float = record["train/student_ce"]
     return loss
