@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import eager
+from . import compiled, eager
 from .layout import Logits
 from .spec import LossSpec
 
@@ -41,6 +41,8 @@ def select_backend(name: str, device: torch.device) -> Backend:
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
+    if name == "compiled" and compiled.is_available(device):
+        return compiled
     if name in ("auto", "eager"):
         return eager
     raise RuntimeError(f"backend {name!r} is not available on {device.type}; use 'eager' or 'auto'")

@@ -1,6 +1,6 @@
-"""Joins what every rank knows about its columns into what is true of the whole vocabulary; fp64, no collective.
+"""Joins what is known about parts of the columns into what is true of all of them; fp64, no collective.
 
-Vocabulary shards, and parts of one shard that were summed apart, are joined by the same formulas (README.md, "Merge").
+The ranks' shards and the blocks that a backend sums apart are joined by the same formulas (README.md, "Merge").
 """
 
 import math
@@ -24,65 +24,60 @@ class Merged:
     metrics: dict[str, Tensor]
 
 
-@dataclass
-class _Side:
-    top: Tensor
-    shift: Tensor  # [R, N]: this shard's maximum minus the global one, / tau
-    scale: Tensor  # [R, N]: exp(shift)
-    total: Tensor
-    log_total: Tensor
-    log_total_1: Tensor
-    entropy: Tensor
-    ce: Tensor
-    argmax: Tensor
-
-
-def _merge_side(stats: Tensor, first: Stat, temperature: float) -> _Side:
-    """stats [R, K, N] fp64; first is the side's MAX row."""
+def _join_side(stats: Tensor, first: Stat, temperature: float) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One model's six rows joined; each part's shift [P, N] (its maximum minus the joint one, / tau) and its exp."""
     maximum, total, total_1, label, argmax, entropy = stats[:, first : first + 6].unbind(1)
     top = maximum.amax(0)
-    # A shard without a finite logit has MAX = -inf and sums of 0: any finite shift will do.
+    # A part without a finite logit has MAX = -inf and sums of 0: any finite shift will do.
     raw_shift = torch.where(maximum == -math.inf, 0.0, maximum - top)
     shift = raw_shift / temperature
     scale = shift.exp()
-    sum_ = (total * scale).sum(0)
-    log_total_1 = (total_1 * raw_shift.exp()).sum(0).log()
-    winner = torch.where(maximum == top, argmax, math.inf).amin(0)
-    return _Side(
-        top=top,
-        shift=shift,
-        scale=scale,
-        total=sum_,
-        log_total=sum_.log(),
-        log_total_1=log_total_1,
-        entropy=sum_.log() - ((entropy + total * shift) * scale).sum(0) / sum_,
-        ce=top + log_total_1 - label.sum(0),
-        argmax=winner,
-    )
+    rows = [
+        top,
+        (total * scale).sum(0),
+        (total_1 * raw_shift.exp()).sum(0),
+        label.sum(0),
+        torch.where(maximum == top, argmax, math.inf).amin(0),
+        ((entropy + total * shift) * scale).sum(0),
+    ]
+    return rows, shift, scale
+
+
+def join_parts(stats: Tensor, temperature: float) -> Tensor:
+    """Rows of `spec.Stat`, [K, N] fp64, from those of disjoint parts of the columns, [P, K, N] of any float dtype."""
+    stats = stats.double()
+    rows, student_shift, student_scale = _join_side(stats, Stat.STUDENT_MAX, temperature)
+    if stats.shape[1] > Stat.TEACHER_MAX:
+        teacher_rows, teacher_shift, teacher_scale = _join_side(stats, Stat.TEACHER_MAX, temperature)
+        shift = teacher_shift - student_shift
+        forward = (stats[:, Stat.FORWARD] + stats[:, Stat.TEACHER_SUM] * shift) * teacher_scale
+        reverse = (stats[:, Stat.REVERSE] - stats[:, Stat.STUDENT_SUM] * shift) * student_scale
+        rows += [*teacher_rows, forward.sum(0), reverse.sum(0)]
+    return torch.stack(rows)
+
+
+def _side_values(stats: Tensor, first: Stat) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Three rows of `spec.Scalar`, cross-entropy and entropy."""
+    top, total, total_1, label, _, entropy = stats[first : first + 6]
+    return [top, total.log(), total_1.log()], top + total_1.log() - label, total.log() - entropy / total
 
 
 def merge_statistics(stats: Tensor, spec: LossSpec) -> Merged:
-    """Global normalisers, one-pass divergences and metrics from the statistics of all shards.
-
-    stats  [R, K, N], any float dtype; R shards (or parts), K rows of `spec.Stat`
-    """
-    stats = stats.double()
-    student = _merge_side(stats, Stat.STUDENT_MAX, spec.temperature)
-    scalars = [student.top, student.log_total, student.log_total_1]
-    metrics = {"student_ce": student.ce, "student_entropy": student.entropy}
+    """Global normalisers, one-pass divergences and metrics from the statistics of all shards, [R, K, N]."""
+    joint = join_parts(stats, spec.temperature)
+    scalars, student_ce, student_entropy = _side_values(joint, Stat.STUDENT_MAX)
+    metrics = {"student_ce": student_ce, "student_entropy": student_entropy}
     if not spec.has_teacher:
         return Merged(scalars, metrics)
-    teacher = _merge_side(stats, Stat.TEACHER_MAX, spec.temperature)
-    shift = teacher.shift - student.shift
-    forward = ((stats[:, Stat.FORWARD] + stats[:, Stat.TEACHER_SUM] * shift) * teacher.scale).sum(0)
-    reverse = ((stats[:, Stat.REVERSE] - stats[:, Stat.STUDENT_SUM] * shift) * student.scale).sum(0)
-    forward_kl = forward / teacher.total - teacher.log_total + student.log_total
-    reverse_kl = reverse / student.total - student.log_total + teacher.log_total
-    scalars += [teacher.top, teacher.log_total, teacher.log_total_1, forward_kl, reverse_kl]
+    teacher_scalars, teacher_ce, teacher_entropy = _side_values(joint, Stat.TEACHER_MAX)
+    student_log_total, teacher_log_total = scalars[1], teacher_scalars[1]
+    forward_kl = joint[Stat.FORWARD] / joint[Stat.TEACHER_SUM] - teacher_log_total + student_log_total
+    reverse_kl = joint[Stat.REVERSE] / joint[Stat.STUDENT_SUM] - student_log_total + teacher_log_total
+    scalars += [*teacher_scalars, forward_kl, reverse_kl]
     metrics |= {
-        "teacher_ce": teacher.ce,
-        "teacher_entropy": teacher.entropy,
-        "top1_agreement": (teacher.argmax == student.argmax).to(stats.dtype),
+        "teacher_ce": teacher_ce,
+        "teacher_entropy": teacher_entropy,
+        "top1_agreement": (joint[Stat.TEACHER_ARGMAX] == joint[Stat.STUDENT_ARGMAX]).to(joint.dtype),
         "forward_kl": forward_kl,
         "reverse_kl": reverse_kl,
     }

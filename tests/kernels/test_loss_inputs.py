@@ -178,7 +178,7 @@ def test_frozen_teacher_costs_no_gradient() -> None:
         student, teacher = example.student.clone().requires_grad_(), example.teacher.clone().requires_grad_()
         out = distillation_loss(student, teacher, example.labels, student={"forward_kl": 1.0}, teacher=teacher_terms)
         assert not out.teacher_loss.requires_grad
-        with mock.patch.object(eager, "_side_gradient", wraps=eager._side_gradient) as computed:
+        with mock.patch.object(eager, "_block_gradient", wraps=eager._block_gradient) as computed:
             (out.student_loss.sum() + out.teacher_loss.sum()).backward()
         assert [call.args[0] for call in computed.call_args_list] == ["student"]
         assert teacher.grad is None

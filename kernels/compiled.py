@@ -1,0 +1,208 @@
+"""Backend "compiled": the eager formulas made into one loop nest each by torch.compile, for the CPU.
+
+Statistics are taken per block of about `BLOCK` columns, so that a block stays in the first-level cache between its
+maximum and its sums, and because Inductor's plain sum over a whole row loses a digit and a half; blocks are then joined
+like ranks. Rows without a label are computed and masked (eager skips them).
+
+Code is compiled at the first call of each objective (its terms, not its weights) and kept by Inductor's cache on disk:
+about 10 s, or 5 s from the cache.
+"""
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import eager, formulas
+from .gradient import Side, label_weight, side_gradient, side_of
+from .layout import Logits, compute_dtype
+from .merge import join_parts
+from .spec import LossSpec, Mixture, Scalar, Stat
+
+BLOCK = 1280
+COMPILERS = ("g++", "clang++", "c++")
+
+logger = logging.getLogger(__name__)
+
+
+def is_available(device: torch.device) -> bool:
+    """On a CPU with a C++ compiler."""
+    return device.type == "cpu" and any(shutil.which(name) for name in COMPILERS)
+
+
+@functools.lru_cache(maxsize=1)
+def _tell_once() -> None:
+    logger.info("compiling the distillation loss; the first call of each objective takes 5 to 15 seconds")
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    _tell_once()
+    # One limit for each objective: by default all functions made here would share one, as they share their code. The
+    # two options are missing from torch 2.13's type stubs.
+    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        function, dynamic=True, fullgraph=True, isolate_recompiles=True, recompile_limit=64
+    )
+    return compiled
+
+
+@functools.lru_cache(maxsize=32)
+def _statistics_code(temperature: float, dtype: torch.dtype) -> Callable[..., Tensor]:
+    def run(student: Tensor, teacher: Tensor | None) -> Tensor:
+        """[n, blocks, width] of both -> [blocks, K, n], LABEL and ARGMAX left at 0."""
+        num_tokens, num_blocks, _ = student.shape
+        rows = formulas.block_statistics(
+            student.to(dtype).flatten(0, 1),
+            None if teacher is None else teacher.to(dtype).flatten(0, 1),
+            temperature,
+        )
+        return torch.stack([row.view(num_tokens, num_blocks).t() for row in rows], dim=1)
+
+    return _compile(run)
+
+
+@functools.lru_cache(maxsize=32)
+def _mixtures_code(mixtures: tuple[Mixture, ...], temperature: float, dtype: torch.dtype) -> Callable[..., Tensor]:
+    def run(student: Tensor, teacher: Tensor, scalars: Tensor) -> Tensor:
+        """[n, blocks, width] of both, scalars [K, n] -> [blocks, 3 * mixtures, n]."""
+        num_tokens, num_blocks, _ = student.shape
+        per_block = scalars.repeat_interleave(num_blocks, dim=1)
+        s, t = (x.to(dtype).flatten(0, 1) for x in (student, teacher))
+        log_q = formulas.log_probabilities(s, per_block, Scalar.STUDENT_MAX, temperature)
+        log_p = formulas.log_probabilities(t, per_block, Scalar.TEACHER_MAX, temperature)
+        sums = [row for mixture in mixtures for row in formulas.mixture_sums(log_p, log_q, mixture)]
+        return torch.stack([row.view(num_tokens, num_blocks).t() for row in sums], dim=1)
+
+    return _compile(run)
+
+
+@functools.lru_cache(maxsize=32)
+def _gradients_code(student_side: Side | None, teacher_side: Side | None, dtype: torch.dtype) -> Callable[..., None]:
+    def run(
+        student: Tensor,
+        teacher: Tensor | None,
+        scalars: Tensor,
+        local_label: Tensor,
+        counted: Tensor,
+        student_weights: Tensor,
+        teacher_weights: Tensor,
+        student_out: Tensor | None,
+        teacher_out: Tensor | None,
+    ) -> None:
+        """Weights [terms + 1, n] are upstream times each term's weight, last that of the one-hot label."""
+        s, t = student.to(dtype), None if teacher is None else teacher.to(dtype)
+        is_label = local_label.unsqueeze(1) == torch.arange(student.shape[1], device=student.device)
+        results = []
+        for side, own, other, weights, out in (
+            (student_side, s, t, student_weights, student_out),
+            (teacher_side, t, s, teacher_weights, teacher_out),
+        ):
+            if side is None or own is None or out is None:
+                continue
+            per_term = [weight.unsqueeze(1) for weight in weights.unbind(0)]
+            gradient = side_gradient(side, per_term[:-1], own, other, scalars)
+            gradient = torch.where(is_label, gradient - per_term[-1], gradient)
+            results.append((out, torch.where(counted.unsqueeze(1), gradient, 0.0)))
+        for out, gradient in results:
+            out.copy_(gradient)
+
+    return _compile(run)
+
+
+def _block_shape(num_columns: int) -> tuple[int, int]:
+    """Number and width of equal blocks; the few columns that remain are for eager code."""
+    num_blocks = max(1, round(num_columns / BLOCK))
+    return num_blocks, num_columns // num_blocks
+
+
+def _as_blocks(x: Tensor | None, num_blocks: int, width: int) -> Tensor | None:
+    return None if x is None else x[:, : num_blocks * width].unflatten(1, (num_blocks, width))
+
+
+def _columns(logits: Logits, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    return logits.student[:, start:stop], None if logits.teacher is None else logits.teacher[:, start:stop]
+
+
+def statistics(logits: Logits, spec: LossSpec) -> Tensor:
+    """See `eager.statistics`; rows without a label hold numbers of no meaning."""
+    if spec.num_columns == 0 or len(logits.labels) == 0:
+        return eager.statistics(logits, spec)
+    dtype = compute_dtype(logits)
+    num_blocks, width = _block_shape(spec.num_columns)
+    code = _statistics_code(spec.temperature, dtype)
+    parts = code(_as_blocks(logits.student, num_blocks, width), _as_blocks(logits.teacher, num_blocks, width))
+    student, teacher = _columns(logits, 0, spec.num_columns)
+    tail = [None if x is None else x[:, num_blocks * width :].to(dtype) for x in (student, teacher)]
+    if tail[0] is not None and tail[0].shape[1]:
+        rest = torch.stack(formulas.block_statistics(tail[0], tail[1], spec.temperature))
+        parts = torch.cat([parts, rest.unsqueeze(0)])
+    joint = join_parts(parts, spec.temperature).to(dtype)
+    for side, x in ((Stat.STUDENT_MAX, student), (Stat.TEACHER_MAX, teacher)):
+        if x is not None:
+            joint[side + Stat.STUDENT_LABEL] = formulas.label_logit(x, logits.labels - spec.first)
+            joint[side + Stat.STUDENT_ARGMAX] = (_argmax(x, parts[:, side], width) + spec.first).to(dtype)
+    return joint
+
+
+def _argmax(x: Tensor, tops: Tensor, width: int) -> Tensor:
+    """First column of the largest logit, looked for in the winning block only; tops [blocks, n]."""
+    start = tops.argmax(0) * width
+    offsets = torch.arange(min(width, x.shape[1]), device=x.device)
+    columns = (start.unsqueeze(1) + offsets).clamp(max=x.shape[1] - 1)
+    return start + x.gather(1, columns).argmax(1)
+
+
+def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
+    """See `eager.mixtures`."""
+    if spec.num_columns == 0 or len(logits.labels) == 0:
+        return eager.mixtures(logits, scalars, spec)
+    dtype = compute_dtype(logits)
+    num_blocks, width = _block_shape(spec.num_columns)
+    code = _mixtures_code(spec.mixtures, spec.temperature, dtype)
+    blocks = (_as_blocks(x, num_blocks, width) for x in (logits.student, logits.teacher))
+    total = code(*blocks, scalars).double().sum(0)
+    student, teacher = _columns(logits, num_blocks * width, spec.num_columns)
+    if student.shape[1]:
+        assert teacher is not None
+        log_q = formulas.log_probabilities(student.to(dtype), scalars, Scalar.STUDENT_MAX, spec.temperature)
+        log_p = formulas.log_probabilities(teacher.to(dtype), scalars, Scalar.TEACHER_MAX, spec.temperature)
+        total += torch.stack([x for mixture in spec.mixtures for x in formulas.mixture_sums(log_p, log_q, mixture)])
+    return total.to(dtype)
+
+
+def gradients(
+    logits: Logits,
+    scalars: Tensor,
+    spec: LossSpec,
+    student_upstream: Tensor | None,
+    teacher_upstream: Tensor | None,
+    student_out: Tensor | None,
+    teacher_out: Tensor | None,
+) -> None:
+    """See `eager.gradients`."""
+    if spec.num_columns == 0 or len(logits.labels) == 0:
+        eager.gradients(logits, scalars, spec, student_upstream, teacher_upstream, student_out, teacher_out)
+        return
+    student, teacher = _columns(logits, 0, spec.num_columns)
+    sides: list[Side | None] = []
+    weights: list[Tensor] = []
+    outs: list[Tensor | None] = []
+    for name, upstream, out, own in (
+        ("student", student_upstream, student_out, logits.student),
+        ("teacher", teacher_upstream, teacher_out, logits.teacher),
+    ):
+        side, term_weights = side_of(spec, name)
+        present = out is not None and upstream is not None
+        sides.append(side if present else None)
+        factors = scalars.new_tensor([*term_weights, label_weight(side, term_weights)])
+        weights.append(factors.unsqueeze(1) * upstream.to(scalars.dtype) if upstream is not None else factors)
+        if out is not None:
+            out[:, spec.num_columns :] = 0
+        narrowed = {"student": student, "teacher": teacher}[name] if out is own else None
+        outs.append(None if out is None else narrowed if narrowed is not None else out[:, : spec.num_columns])
+    code = _gradients_code(sides[0], sides[1], compute_dtype(logits))
+    counted = logits.labels != -100
+    code(student, teacher, scalars, logits.labels - spec.first, counted, weights[0], weights[1], outs[0], outs[1])
