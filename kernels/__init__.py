@@ -22,6 +22,7 @@ if __name__ == "kernels":
 else:
     from .linear import linear_distillation_loss
     from .loss import DistillationOutput, distillation_loss
+    from .spec import metric_names
     from .terms import Term
 
-    __all__ = ["DistillationOutput", "Term", "distillation_loss", "linear_distillation_loss"]
+    __all__ = ["DistillationOutput", "Term", "distillation_loss", "linear_distillation_loss", "metric_names"]

@@ -63,6 +63,21 @@ class Mixture:
     name: str
 
 
+def distinct_mixtures(student: tuple[Term, ...], teacher: tuple[Term, ...]) -> tuple[Mixture, ...]:
+    """The distinct two-pass terms of two objectives."""
+    terms = [term for term in (*student, *teacher) if term.kind in TWO_PASS]
+    return tuple({Mixture(term.kind, term.parameter, term.name): None for term in terms})
+
+
+def metric_names(student: tuple[Term, ...], teacher: tuple[Term, ...], *, has_teacher: bool) -> tuple[str, ...]:
+    """Names of the metrics of two objectives, in the order in which they are computed."""
+    own = ("student_ce", "student_entropy")
+    if not has_teacher:
+        return own
+    mixtures = (mixture.name for mixture in distinct_mixtures(student, teacher))
+    return (*own, "teacher_ce", "teacher_entropy", "top1_agreement", *ONE_PASS, *mixtures)
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """The objective of both sides, the temperature, and which columns of the logits are tokens.
@@ -93,17 +108,12 @@ class LossSpec:
     @cached_property
     def mixtures(self) -> tuple[Mixture, ...]:
         """The distinct two-pass terms of both objectives."""
-        terms = [term for term in (*self.student, *self.teacher) if term.kind in TWO_PASS]
-        return tuple({Mixture(term.kind, term.parameter, term.name): None for term in terms})
+        return distinct_mixtures(self.student, self.teacher)
 
     @cached_property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics, in the order in which they are computed."""
-        student = ("student_ce", "student_entropy")
-        if not self.has_teacher:
-            return student
-        both = (*student, "teacher_ce", "teacher_entropy", "top1_agreement", *ONE_PASS)
-        return (*both, *(mixture.name for mixture in self.mixtures))
+        return metric_names(self.student, self.teacher, has_teacher=self.has_teacher)
 
     @cached_property
     def trains_teacher(self) -> bool:

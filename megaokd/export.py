@@ -17,8 +17,6 @@ from megaokd.pipeline.stage import DistillationStage
 from megaokd.precision import Precision
 from megaokd.run import Run
 
-STUDENT_FOLDER, CHECK_FILE = "student", "export_check.safetensors"
-
 
 def export_student(run: Run, folder: Path) -> None:
     """Write FOLDER (config.json, safetensors, tokenizer files). Collective over the world."""

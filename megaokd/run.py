@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from megaokd.config import Config
-from megaokd.data.batches import TrainBatches, ValidationBatches
+from megaokd.data.batches import BatchShape, TrainBatches, ValidationBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
 from megaokd.distill.objective import HiddenStateLoss, Terms
@@ -57,11 +59,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
     loss = _loss(config, models, terms, models.students, models.teachers)
-    runner = build_runner(
-        list(models.stages), models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device
-    )
+    runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
     engine = TrainingEngine(
-        models.stages,
+        nn.ModuleList(models.stages),
         trainable_parameters(models),
         config.optimizer,
         mesh,
@@ -83,16 +83,15 @@ def _batches(
             f"data.bucket={data.bucket} must be a multiple of parallel.tensor={mesh.tensor.size} with "
             "parallel.sequence_parallel, so that every length can be split"
         )
-    batches = TrainBatches(
-        dataset,
+    shape = BatchShape(
         sequence_length=data.sequence_length,
         bucket=data.bucket,
         global_batch=train.global_batch,
         micro_batch=train.micro_batch,
-        seed=train.seed,
         dp_rank=mesh.data.rank,
         dp_size=mesh.data.size,
     )
+    batches = TrainBatches(dataset, shape, seed=train.seed)
     check_micro_batches(config.parallel, train.global_batch // (train.micro_batch * mesh.data.size))
     if train.early_stopping and not train.validate_every:
         raise UserError("train.early_stopping needs train.validate_every, and data.validation to validate on")
@@ -103,16 +102,7 @@ def _batches(
     held_out = TokenDataset(data.validation)
     if held_out.vocabulary_hash != dataset.vocabulary_hash:
         raise UserError(f"{data.validation} and {data.train} were made with different tokenizers; preprocess one again")
-    return batches, ValidationBatches(
-        held_out,
-        sequence_length=data.sequence_length,
-        bucket=data.bucket,
-        global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
-        dp_rank=mesh.data.rank,
-        dp_size=mesh.data.size,
-        limit=train.validation_batches,
-    )
+    return batches, ValidationBatches(held_out, shape, limit=train.validation_batches)
 
 
 def _check_tokenizers(config: Config, dataset: TokenDataset) -> None:
@@ -156,5 +146,5 @@ def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Dr
     stages = [DriftStage(teacher, config.train.precision) for teacher in models.teachers]
     terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
     loss = _loss(config, models, terms, models.teachers, models.teachers)
-    runner = build_runner(list(stages), slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
+    runner = build_runner(stages, slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
     return Drift(runner, loss)

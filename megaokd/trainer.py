@@ -13,12 +13,12 @@ from megaokd.callbacks.base import Callback, StepRecord
 from megaokd.callbacks.build import build_callbacks
 from megaokd.checkpoint.checkpointer import Checkpointer
 from megaokd.checkpoint.frozen import frozen_weights_hash, teacher_hash
-from megaokd.checkpoint.state import RunState
+from megaokd.checkpoint.state import EXPORT_CHECK_FILE, STUDENT_FOLDER, RunState
 from megaokd.config import Config
 from megaokd.config_file import to_dict
 from megaokd.engine.report import StepReport
 from megaokd.errors import UserError
-from megaokd.export import CHECK_FILE, STUDENT_FOLDER, export_student, write_export_check
+from megaokd.export import export_student, write_export_check
 from megaokd.mesh import ParallelMesh
 from megaokd.run import Run, build_run
 from megaokd.signals import StopRequest
@@ -171,7 +171,7 @@ class Trainer:
     def _finish(self) -> None:
         if self.config.checkpoint.export:
             export_student(self.run, self.folder / STUDENT_FOLDER)
-            write_export_check(self.run, self.folder / CHECK_FILE)
+            write_export_check(self.run, self.folder / EXPORT_CHECK_FILE)
         if self.mesh.is_main:
             summary = {
                 "steps": self.state.step,

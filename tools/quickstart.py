@@ -224,7 +224,7 @@ def _conclude(commands: Commands, options: argparse.Namespace) -> None:
     test = entries[0].evaluation
     notes = [
         f"On {test['examples']:,} held-out examples ({test['tokens']:,} response tokens) of {source}; "
-        f"ROUGE-L of {test['generations']} greedy generations; one seed, nothing tuned.",
+        f"ROUGE-L of {test['generations']} greedy generations; one seed, no setting tuned for a method.",
         f"The exported student gives the trained student's logits to {difference:.1e} of the largest.",
         f"The whole quickstart took {commands.seconds:.0f} seconds.",
     ]

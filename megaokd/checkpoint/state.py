@@ -14,6 +14,10 @@ from megaokd.errors import UserError
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.json"
+STUDENT_FOLDER = "student"
+"""Beside checkpoints/: the exported student, a Hugging Face folder."""
+EXPORT_CHECK_FILE = "export_check.safetensors"
+"""Beside it: tokens and the trained student's logits, to check the export by."""
 
 
 @dataclass

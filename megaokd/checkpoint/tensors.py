@@ -55,27 +55,19 @@ def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: i
         if item.layout.is_held:
             for key, tensor in ((name, weight), *((f"{name}.{k}", t) for k, t in own.items())):
                 targets[key] = GlobalSlice.of(tensor, item.layout)
+    reader, rng = HuggingFaceStorageReader(str(path)), f"rng.{mesh.rank}"
     try:
+        if rng in reader.read_metadata().state_dict_metadata:  # a larger world has ranks that the checkpoint never saw
+            targets[rng] = torch.get_rng_state()
         with _quiet():
-            load(targets, storage_reader=HuggingFaceStorageReader(str(path)))
+            load(targets, storage_reader=reader)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: does not fit this model, or is damaged: {_first_cause(error)}") from error
     for item, moments in filled:
         optimizer_state.write_moments(item, moments)
     optimizer_state.set_step(engine.zero_optimizer, step)
-    _restore_rng(path, mesh)
-
-
-def _restore_rng(path: Path, mesh: ParallelMesh) -> None:
-    """The rank's random state, where the checkpoint has one for this rank."""
-    reader = HuggingFaceStorageReader(str(path))
-    name = f"rng.{mesh.rank}"
-    metadata = reader.read_metadata().state_dict_metadata.get(name)
-    if metadata is not None:
-        state = {name: torch.get_rng_state()}
-        with _quiet():
-            load(state, storage_reader=reader, no_dist=True)
-        torch.set_rng_state(state[name])
+    if rng in targets:
+        torch.set_rng_state(targets[rng])
 
 
 def _first_cause(error: BaseException) -> str:

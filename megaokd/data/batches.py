@@ -44,6 +44,14 @@ class Batch:
 class BatchShape:
     """How a global batch is cut: positions, data-parallel ranks, micro-batches.
 
+    Args:
+        sequence_length: most positions of an example; longer ones are cut at the end.
+        bucket: S is the longest example of the global batch, rounded up to a multiple of this.
+        global_batch: examples of a step, over all data-parallel ranks.
+        micro_batch: examples of one forward pass on one rank.
+        dp_rank: this data-parallel rank.
+        dp_size: number of data-parallel ranks.
+
     Raises:
         UserError: a global batch that does not divide into micro-batches of every rank.
     """
@@ -52,8 +60,8 @@ class BatchShape:
     bucket: int
     global_batch: int
     micro_batch: int
-    dp_rank: int
-    dp_size: int
+    dp_rank: int = 0
+    dp_size: int = 1
 
     def __post_init__(self) -> None:
         assert 0 <= self.dp_rank < self.dp_size
@@ -122,39 +130,16 @@ class TrainBatches:
 
     Args:
         dataset: the examples.
-        sequence_length: most positions of an example; longer ones are cut at the end.
-        bucket: S is the longest example of the global batch, rounded up to a multiple of this.
-        global_batch: examples of a step, over all data-parallel ranks.
-        micro_batch: examples of one forward pass on one rank.
+        shape: how a global batch is cut.
         seed: of the permutations.
-        dp_rank: this data-parallel rank.
-        dp_size: number of data-parallel ranks.
 
     Raises:
-        UserError: global_batch does not divide into micro-batches of every rank; no example has anything to learn.
+        UserError: no example has anything to learn.
     """
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        *,
-        sequence_length: int,
-        bucket: int,
-        global_batch: int,
-        micro_batch: int,
-        seed: int,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-    ) -> None:
+    def __init__(self, dataset: TokenDataset, shape: BatchShape, *, seed: int) -> None:
         self._dataset = dataset
-        self._shape = BatchShape(
-            sequence_length=sequence_length,
-            bucket=bucket,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            dp_rank=dp_rank,
-            dp_size=dp_size,
-        )
+        self._shape = shape
         self._seed = seed
         self._learnable = self._shape.learnable(dataset)
         self._permutation: tuple[int, Ids] = (-1, self._learnable)  # the last epoch used
@@ -198,41 +183,18 @@ class ValidationBatches:
 
     Args:
         dataset: the examples.
-        sequence_length: as in `TrainBatches`.
-        bucket: as in `TrainBatches`.
-        global_batch: examples of a batch, over all data-parallel ranks.
-        micro_batch: examples of one forward pass on one rank.
-        dp_rank: this data-parallel rank.
-        dp_size: number of data-parallel ranks.
+        shape: as in `TrainBatches`.
         limit: most global batches; None: the whole dataset.
 
     Raises:
         UserError: as in `TrainBatches`.
     """
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        *,
-        sequence_length: int,
-        bucket: int,
-        global_batch: int,
-        micro_batch: int,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-        limit: int | None = None,
-    ) -> None:
+    def __init__(self, dataset: TokenDataset, shape: BatchShape, *, limit: int | None = None) -> None:
         self._dataset = dataset
-        self._shape = BatchShape(
-            sequence_length=sequence_length,
-            bucket=bucket,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            dp_rank=dp_rank,
-            dp_size=dp_size,
-        )
+        self._shape = shape
         examples = self._shape.learnable(dataset)
-        self._examples = examples if limit is None else examples[: limit * global_batch]
+        self._examples = examples if limit is None else examples[: limit * shape.global_batch]
 
     def __len__(self) -> int:
         return -(-len(self._examples) // self._shape.global_batch)

@@ -15,7 +15,7 @@ import torch
 from megaokd import config
 from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
-from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss
+from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss, metric_names
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
@@ -88,12 +88,8 @@ class HiddenStateLoss:
     @property
     def names(self) -> tuple[str, ...]:
         """What `take_sums` holds, known on every rank, also where there is no loss."""
-        names = ("tokens", "student_loss", "teacher_loss", "student_ce", "student_entropy")
-        if not self.has_teacher:
-            return names
-        mixtures = {term.name: None for term in (*self.terms.student, *self.terms.teacher) if term.kind == "jsd"}
-        both = ("teacher_ce", "teacher_entropy", "top1_agreement", "forward_kl", "reverse_kl")
-        return (*names, *both, *mixtures)
+        measured = metric_names(self.terms.student, self.terms.teacher, has_teacher=self.has_teacher)
+        return ("tokens", "student_loss", "teacher_loss", *measured)
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
         """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""

@@ -22,7 +22,7 @@ from megaokd.config import OnlineModules
 from megaokd.errors import UserError
 from megaokd.models.decoder import Decoder
 from megaokd.models.initialize import fill_slice
-from megaokd.parallel.layout import TensorLayout, named_layouts, replicated, with_dim
+from megaokd.parallel.layout import TensorLayout, replicated, with_dim
 from megaokd.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megaokd.parallel.region import TensorParallel
 
@@ -77,8 +77,7 @@ def attach_online_modules(teacher: Decoder, options: OnlineModules, *, seed: int
             linear.online = LowRankAdapter(
                 linear, teacher.tp, rank=options.rank, alpha=options.alpha, device=linear.weight.device
             )
-    default = replicated(teacher.tp.size, teacher.tp.rank, partial=False)
-    for name, parameter, layout in named_layouts(teacher, default):
+    for name, parameter, layout in teacher.named_layouts():
         if name.endswith("lora_A"):
             bound = 1.0 / math.sqrt(layout.global_shape(parameter.shape)[1])
             fill_slice(parameter, layout, name, seed, lambda whole, g, b=bound: whole.uniform_(-b, b, generator=g))  # type: ignore[misc]

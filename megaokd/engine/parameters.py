@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from megaokd.models.decoder import Decoder
-from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
+from megaokd.parallel.layout import TensorLayout
 from megaokd.pipeline.models import DistillationModels
 
 GroupName = Literal["student", "online"]
@@ -38,18 +38,12 @@ class TrainableParameter:
 
 
 def trainable_parameters(models: DistillationModels) -> list[TrainableParameter]:
-    """Student parameters, then those of the online modules, in stage order.
-
-    With sequence parallelism a replicated parameter outside the tensor-parallel regions sees this rank's tokens only,
-    so its gradient is partial.
-    """
+    """Student parameters, then those of the online modules, in stage order."""
     found = [item for part in models.students for item in _of(part, "student")]
     return found + [item for part in models.teachers for item in _of(part, "online")]
 
 
 def _of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
-    tp = decoder.tp
-    default = replicated(tp.size, tp.rank, partial=tp.sequence_parallel)
     return [
         TrainableParameter(
             name=f"{group}.{name}",
@@ -59,6 +53,6 @@ def _of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
             tied=decoder.arch.tied_head and name in ("embed_tokens.weight", "head.weight"),
             tied_copy=name == "head.weight" and decoder.holds_tied_copy,
         )
-        for name, parameter, layout in named_layouts(decoder, default)
+        for name, parameter, layout in decoder.named_layouts()
         if parameter.requires_grad
     ]

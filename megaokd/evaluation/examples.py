@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from megaokd.data.batches import IGNORE
 
 
 class Examples(Protocol):
@@ -34,7 +34,7 @@ class LossBatch(NamedTuple):
 
     input_ids: Tensor  # [B, S]
     attention_mask: Tensor  # [B, S]
-    labels: Tensor  # [B, S], IGNORED where there is no loss
+    labels: Tensor  # [B, S], IGNORE where there is no loss
 
 
 def read_examples(data: Examples, max_length: int) -> list[Example]:
@@ -76,7 +76,7 @@ def _collate(batch: Sequence[Example], pad_id: int) -> LossBatch:
     length = max(len(example.ids) for example in batch)
     input_ids = torch.full((len(batch), length), pad_id)
     mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
+    labels = torch.full_like(input_ids, IGNORE)
     for row, (ids, prompt_length) in enumerate(batch):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1

@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megaokd.checkpoint.state import EXPORT_CHECK_FILE, STUDENT_FOLDER
 from megaokd.errors import UserError
 
-EXPORT_CHECK_FILE = "export_check.safetensors"
-EXPORT_FOLDER = "student"
 TOLERANCE = 1e-4
 
 
@@ -33,18 +32,18 @@ def check_export(checkpoint_folder: str | Path, tolerance: float = TOLERANCE) ->
             f"{folder / EXPORT_CHECK_FILE}: cannot be read ({error}); the run writes it at its end"
         ) from None
     model = AutoModelForCausalLM.from_pretrained(
-        str(folder / EXPORT_FOLDER), dtype=torch.float32, use_safetensors=True, local_files_only=True
+        str(folder / STUDENT_FOLDER), dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     logits = model.eval()(expected["tokens"]).logits
     if logits.shape != expected["logits"].shape:
         raise UserError(
-            f"{folder / EXPORT_FOLDER}: the exported model gives logits {list(logits.shape)}, the trained one "
+            f"{folder / STUDENT_FOLDER}: the exported model gives logits {list(logits.shape)}, the trained one "
             f"{list(expected['logits'].shape)}"
         )
     difference = ((logits - expected["logits"]).abs().max() / expected["logits"].abs().max()).item()
     if not difference <= tolerance:  # a NaN is refused too
         raise UserError(
-            f"{folder / EXPORT_FOLDER}: the exported model is not the trained one: its logits differ by "
+            f"{folder / STUDENT_FOLDER}: the exported model is not the trained one: its logits differ by "
             f"{difference:.1e} of the largest (allowed: {tolerance:.0e})"
         )
     return difference

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
-from megaokd.evaluation.examples import IGNORED, Example, LossBatch, loss_batches
+from megaokd.evaluation.examples import Example, LossBatch, loss_batches
 
 # Rows of [rows, V] that are normalised at a time: bounds the fp32 temporaries whatever the batch.
 _ROWS = 512
@@ -55,7 +56,7 @@ def measure_tokens(
     sums: dict[str, float] = {}
     tokens = 0
     for batch in loss_batches(examples, max_batch_tokens, pad_id):
-        labels = batch.labels[batch.labels != IGNORED].to(model.device)
+        labels = batch.labels[batch.labels != IGNORE].to(model.device)
         tokens += len(labels)
         logits = _loss_logits(model, batch, vocab_size)
         teacher_logits = None if teacher is None else _loss_logits(teacher, batch, vocab_size)
@@ -75,7 +76,7 @@ def measure_tokens(
 
 def _loss_logits(model: PreTrainedModel, batch: LossBatch, vocab_size: int) -> Tensor:
     """Logits [N, V] at the batch's loss positions; only columns of the batch that hold one are projected."""
-    is_loss = batch.labels != IGNORED
+    is_loss = batch.labels != IGNORE
     columns = is_loss.any(0).nonzero().squeeze(1)
     logits = model(
         input_ids=batch.input_ids.to(model.device),

@@ -4,6 +4,7 @@ Shapes: B batch, S sequence, D hidden size, H local heads, K local KV heads, E h
 does is in `parallel/`: here it shows only as `enter` in front of parallel matrices.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.rotary import RotaryTable, rotate
+from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
 from megaokd.parallel.linear import ColumnParallelLinear, HeadShard, RowParallelLinear, even_layout
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelEmbedding, VocabParallelHead, VocabRange
@@ -139,6 +141,15 @@ class Decoder(nn.Module):
     def holds_tied_copy(self) -> bool:
         """Whether the head is a copy of an embedding that another stage holds."""
         return self.arch.tied_head and self.head is not None and self.embed_tokens is None
+
+    def named_layouts(self) -> Iterator[tuple[str, nn.Parameter, TensorLayout]]:
+        """(name, parameter, layout) of every parameter of the slice, online modules included.
+
+        With sequence parallelism a replicated parameter outside the tensor-parallel regions sees this rank's tokens
+        only, so its gradient is partial.
+        """
+        whole = replicated(self.tp.size, self.tp.rank, partial=self.tp.sequence_parallel)
+        return named_layouts(self, whole)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.embed_tokens is not None:

@@ -15,7 +15,7 @@ from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_json_object
-from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
+from megaokd.parallel.layout import TensorLayout
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -91,7 +91,7 @@ def load_decoder(decoder: Decoder, folder: str | Path) -> None:
         UserError: a tensor is missing, has another shape, or is one that the model does not have.
     """
     weights = WeightFolder(folder)
-    for name, parameter, layout in named_layouts(decoder, replicated(decoder.tp.size, decoder.tp.rank, partial=False)):
+    for name, parameter, layout in decoder.named_layouts():
         source = global_name(name, tied_head=decoder.arch.tied_head)
         parameter.zero_()
         layout.valid_part(parameter).copy_(weights.read(source, layout, layout.global_shape(parameter.shape)))
@@ -136,7 +136,7 @@ def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> No
 
 def _gathered(decoder: Decoder, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, whole tensor) of every parameter of this stage that no other stage writes."""
-    for name, parameter, layout in named_layouts(decoder, replicated(decoder.tp.size, decoder.tp.rank, partial=False)):
+    for name, parameter, layout in decoder.named_layouts():
         if name == "head.weight" and decoder.holds_tied_copy:
             continue
         yield global_name(name, tied_head=decoder.arch.tied_head), gather_whole(parameter.detach(), layout, mesh)

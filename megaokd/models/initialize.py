@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from megaokd.models.decoder import Decoder
-from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
+from megaokd.parallel.layout import TensorLayout
 
 Fill = Callable[[torch.Tensor, torch.Generator], object]
 """Fill a whole tensor in place from a generator; what it returns is not used."""
@@ -38,8 +38,7 @@ def initialize_decoder(decoder: Decoder, seed: int) -> None:
 
     A tied head on another stage than its embedding draws the embedding's stream, so both copies are equal.
     """
-    default = replicated(decoder.tp.size, decoder.tp.rank, partial=False)
-    for name, parameter, layout in named_layouts(decoder, default):
+    for name, parameter, layout in decoder.named_layouts():
         source = "embed_tokens.weight" if name == "head.weight" and decoder.arch.tied_head else name
         fill_slice(parameter, layout, source, seed, _fill_for(name, decoder.arch.initializer_range))
 

@@ -1,9 +1,10 @@
 """Both models of a run, cut into the stages that this rank holds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from megaokd.config import Config
 from megaokd.distill.online_modules import attach_online_modules, first_online_layer
@@ -26,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class DistillationModels:
     """The stages of this rank, lowest first, and what the rest of the run needs to know about the models."""
 
-    stages: nn.ModuleList
+    stages: list[DistillationStage]
     student_architecture: DecoderArchitecture
     teacher_architecture: DecoderArchitecture | None
     vocab: VocabRange
@@ -36,15 +37,12 @@ class DistillationModels:
     @property
     def students(self) -> list[Decoder]:
         """The student's slices on this rank."""
-        return [stage.student for stage in self._stages()]
+        return [stage.student for stage in self.stages]
 
     @property
     def teachers(self) -> list[Decoder]:
         """The teacher's slices on this rank; empty without a teacher."""
-        return [stage.teacher for stage in self._stages() if stage.teacher is not None]
-
-    def _stages(self) -> list[DistillationStage]:
-        return [stage for stage in self.stages if isinstance(stage, DistillationStage)]
+        return [stage.teacher for stage in self.stages if stage.teacher is not None]
 
 
 def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> DistillationModels:
@@ -66,16 +64,20 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     padded = max(arch.vocab_size for arch in (student_arch, teacher_arch) if arch is not None)
     vocab = VocabRange.split(vocab_size, padded, tp)
 
+    def empty(arch: DecoderArchitecture, part: DecoderSlice, dtype: str) -> Decoder:
+        with torch.device(mesh.device), _default_dtype(DTYPES[dtype]):
+            return Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
+
     count = config.parallel.pipeline * config.parallel.virtual_stages
     mine = range(mesh.pipeline.rank, count, mesh.pipeline.size)
     student_slices = split_model(student_arch, count)
     teacher_slices = split_model(teacher_arch, count) if teacher_arch is not None else []
-    stages = nn.ModuleList()
+    stages = []
     for index in mine:
-        student = _build_student(config, student_arch, student_slices[index], vocab, tp, mesh.device)
+        student = _student(config, empty(student_arch, student_slices[index], "float32"))
         teacher = None
         if teacher_arch is not None:
-            teacher = _build_teacher(config, teacher_arch, teacher_slices[index], vocab, tp, mesh.device)
+            teacher = _teacher(config, empty(teacher_arch, teacher_slices[index], config.teacher.dtype))
         stages.append(DistillationStage(student, teacher, config.train.precision))
     slots = [Slot(student_arch.hidden_size, grad_from_stage=0)]
     if teacher_arch is not None:
@@ -103,44 +105,34 @@ def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchite
         raise UserError("teacher.dtype=bfloat16 needs train.precision=bf16; with fp32 keep the teacher in float32")
 
 
-def _build_student(
-    config: Config,
-    arch: DecoderArchitecture,
-    part: DecoderSlice,
-    vocab: VocabRange,
-    tp: TensorParallel,
-    device: torch.device,
-) -> Decoder:
-    with torch.device(device):
-        student = Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
+def _student(config: Config, decoder: Decoder) -> Decoder:
+    """A slice with the weights that training starts from."""
     if config.student.path is not None:
-        load_decoder(student, config.student.path)
+        load_decoder(decoder, config.student.path)
     else:
-        initialize_decoder(student, config.train.seed)
-    return student.train()
+        initialize_decoder(decoder, config.train.seed)
+    return decoder.train()
 
 
-def _build_teacher(
-    config: Config,
-    arch: DecoderArchitecture,
-    part: DecoderSlice,
-    vocab: VocabRange,
-    tp: TensorParallel,
-    device: torch.device,
-) -> Decoder:
+def _teacher(config: Config, decoder: Decoder) -> Decoder:
+    """A slice with the teacher's weights, frozen, and this slice's online modules, if any."""
     assert config.teacher.path is not None
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[config.teacher.dtype])
-    try:
-        with torch.device(device):
-            teacher = Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
-    finally:
-        torch.set_default_dtype(default)
-    load_decoder(teacher, config.teacher.path)
-    freeze(teacher.parameters())
+    load_decoder(decoder, config.teacher.path)
+    freeze(decoder.parameters())
     if config.teacher.online is not None:
-        attach_online_modules(teacher, config.teacher.online, seed=config.train.seed)
-    return teacher.eval()
+        attach_online_modules(decoder, config.teacher.online, seed=config.train.seed)
+    return decoder.eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, new parameters have this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _first_moving_stage(config: Config, arch: DecoderArchitecture, slices: list[DecoderSlice]) -> int:

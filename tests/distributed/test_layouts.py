@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from megaokd.config_file import parse_config
-from megaokd.data.batches import TrainBatches
+from megaokd.data.batches import BatchShape, TrainBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.distill.online_modules import first_online_layer
 from megaokd.models.huggingface_config import read_architecture
@@ -99,14 +99,13 @@ def reference(tiny_world: TinyWorld) -> okd.History:
     """The same ten steps in one process, unsharded, in plain torch."""
     config = parse_config(tiny_world.config(Path("unused"), **OPTIONS))
     dataset = TokenDataset(config.data.train)
-    batches = TrainBatches(
-        dataset,
+    shape = BatchShape(
         sequence_length=config.data.sequence_length,
         bucket=config.data.bucket,
         global_batch=config.train.global_batch,
         micro_batch=config.train.global_batch,
-        seed=config.train.seed,
     )
+    batches = TrainBatches(dataset, shape, seed=config.train.seed)
     whole = [batches.batch(step) for step in range(config.train.steps)]
     assert config.teacher.online is not None
     return okd.train(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaokd.data.batches import IGNORE, Batch, TrainBatches, ValidationBatches
+from megaokd.data.batches import IGNORE, Batch, BatchShape, TrainBatches, ValidationBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Example
 from megaokd.errors import UserError
@@ -22,13 +22,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
 
 
 def train_batches(dataset: TokenDataset, **changes: Any) -> TrainBatches:
-    options = {"sequence_length": 64, "bucket": 8, "global_batch": 12, "micro_batch": 4, "seed": 3}
-    return TrainBatches(dataset, **{**options, **changes})
+    seed = changes.pop("seed", 3)
+    return TrainBatches(dataset, batch_shape(**changes), seed=seed)
 
 
 def validation_batches(dataset: TokenDataset, **changes: Any) -> ValidationBatches:
+    limit = changes.pop("limit", None)
+    return ValidationBatches(dataset, batch_shape(**changes), limit=limit)
+
+
+def batch_shape(**changes: Any) -> BatchShape:
     options = {"sequence_length": 64, "bucket": 8, "global_batch": 12, "micro_batch": 4}
-    return ValidationBatches(dataset, **{**options, **changes})
+    return BatchShape(**{**options, **changes})
 
 
 def joined(parts: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
