@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,29 +11,60 @@ from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.engine.step import on_device
-from megaokd.models.huggingface_config import huggingface_config
+from megaokd.models.huggingface_config import huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
 from megaokd.pipeline.schedule import build_runner
 from megaokd.pipeline.stage import DistillationStage
 from megaokd.precision import Precision
 from megaokd.run import Run
 
+# What is copied from the folder that a student came from: everything but weights and texts about it.
+_COPIED = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.model", "chat_template*",
+)  # fmt: skip
+
 
 def export_student(run: Run, folder: Path) -> None:
-    """Write FOLDER (config.json, safetensors, tokenizer files). Collective over the world."""
-    tokenizer_folder = run.dataset.tokenizer_path
+    """Write FOLDER (config.json, safetensors in fp32, tokenizer files). Collective over the world.
+
+    A student that came from a folder keeps that folder's files as they are; only `dtype` in config.json follows the
+    weights. One that was trained from scratch gets the tokenizer of the data.
+    """
     if run.mesh.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        tokenizer = load_tokenizer(tokenizer_folder)
-        values = huggingface_config(
-            run.models.student_architecture, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-        )
-        (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for file in tokenizer_folder.iterdir():
-            shutil.copy(file, folder / file.name)
+        if run.config.student.path is not None:
+            copy_model_files(Path(run.config.student.path), folder)
+        else:
+            _write_own_files(run, folder)
     dist.barrier()
     export_weights(run.models.students, folder, run.mesh)
+
+
+def copy_model_files(source: Path, folder: Path) -> None:
+    """Copy what belongs to a model beside its weights, which will be fp32."""
+    for file in sorted({file for pattern in _COPIED for file in source.glob(pattern) if file.is_file()}):
+        shutil.copyfile(file, folder / file.name)
+    values = read_json_object(folder / "config.json")
+    if values.get("dtype", values.get("torch_dtype")) != "float32":
+        values.pop("torch_dtype", None)
+        _write_json(folder / "config.json", {**values, "dtype": "float32"})
+
+
+def _write_own_files(run: Run, folder: Path) -> None:
+    tokenizer_folder = run.dataset.tokenizer_path
+    tokenizer = load_tokenizer(tokenizer_folder)
+    values = huggingface_config(
+        run.models.student_architecture, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
+    _write_json(folder / "config.json", values)
+    for file in tokenizer_folder.iterdir():
+        shutil.copy(file, folder / file.name)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_export_check(run: Run, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_architecture
-from megaokd.models.huggingface_weights import WeightFolder
+from megaokd.models.weight_folder import WeightFolder
 
 _CHUNK = 1 << 24
 CACHE_FILE = "teacher_hash.json"

@@ -7,111 +7,65 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder
-from megaokd.models.huggingface_config import read_json_object
+from megaokd.models.weight_folder import INDEX, SINGLE, WeightFolder, open_weights, read_region
+from megaokd.models.weight_map import WeightMap
 from megaokd.parallel.layout import TensorLayout
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def global_name(name: str, *, tied_head: bool) -> str:
-    """Our parameter name -> Hugging Face's; a tied head is its embedding."""
-    if name == "head.weight":
-        return "model.embed_tokens.weight" if tied_head else "lm_head.weight"
-    return f"model.{name}"
-
-
-class WeightFolder:
-    """The safetensors files of a model folder: names, shapes and slices."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._files = self._find_files()
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that hold the weights, in a fixed order."""
-        return sorted({self.folder / name for name in self._files.values()})
-
-    @property
-    def names(self) -> set[str]:
-        """The tensors that the folder holds."""
-        return set(self._files)
-
-    def read(self, name: str, layout: TensorLayout, expected: tuple[int, ...]) -> torch.Tensor:
-        """This rank's valid slice of a tensor, whose whole shape must be `expected`."""
-        if name not in self._files:
-            raise UserError(f"{self.folder}: the tensor {name!r} is missing")
-        path = self.folder / self._files[name]
-        with _open(path) as file:
-            whole = file.get_slice(name)
-            shape = tuple(whole.get_shape())
-            if shape != expected:
-                raise UserError(f"{path}: {name} has shape {list(shape)}, config.json says {list(expected)}")
-            if layout.dim is None:
-                result: torch.Tensor = whole[:]
-                return result
-            start = min(layout.start, layout.size)
-            cut = slice(start, start + layout.valid)
-            part: torch.Tensor = whole[cut] if layout.dim == 0 else whole[:, cut]
-            return part
-
-    def _find_files(self) -> dict[str, str]:
-        index = self.folder / INDEX
-        if index.exists():
-            weight_map = read_json_object(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise UserError(f"{index}: has no weight_map from tensors to files")
-            return weight_map
-        single = self.folder / SINGLE
-        if not single.exists():
-            raise UserError(f"{self.folder}: neither {SINGLE} nor {INDEX} is there; only safetensors are read")
-        with _open(single) as file:
-            return dict.fromkeys(file.keys(), SINGLE)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, "pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
 @torch.no_grad()
 def load_decoder(decoder: Decoder, folder: str | Path) -> None:
     """Fill this rank's slice of a decoder; the weights keep the decoder's dtype.
 
+    Beside the slice no more than the rank's part of one tensor is in memory.
+
     Raises:
-        UserError: a tensor is missing, has another shape, or is one that the model does not have.
+        UserError: a file is damaged; a tensor is missing, has another shape, or is one that the model does not have.
+            All ranks check the whole folder, so all of them raise.
     """
     weights = WeightFolder(folder)
+    prefix = _check_tensors(weights, decoder.arch)
+    places = WeightMap(decoder.arch)
     for name, parameter, layout in decoder.named_layouts():
-        source = global_name(name, tied_head=decoder.arch.tied_head)
         parameter.zero_()
-        layout.valid_part(parameter).copy_(weights.read(source, layout, layout.global_shape(parameter.shape)))
-    extra = sorted(weights.names - _known_names(decoder.arch))
+        shape = layout.global_shape(parameter.shape)
+        location = places.locate(name, shape)
+        stored = location.tensor.removeprefix(prefix)
+        target = layout.valid_part(parameter)
+        with open_weights(weights.file_of(stored)) as file:
+            for rows, region in location.regions(layout, shape):
+                part = read_region(file, stored, region)
+                target[rows].copy_(part.T if location.transposed else part)
+
+
+def _check_tensors(weights: WeightFolder, arch: DecoderArchitecture) -> str:
+    """Compare names and shapes with what config.json describes; what the folder leaves away in front of its names."""
+    places = WeightMap(arch)
+    expected, found = places.expected(), weights.shapes()
+    prefix = places.family.optional_prefix
+    if any(name.startswith(prefix) for name in found):
+        prefix = ""
+    for name, shape in expected.items():
+        stored = name.removeprefix(prefix)
+        if stored not in found:
+            raise UserError(f"{weights.folder}: the tensor {stored!r} is missing; expected shape {list(shape)}")
+        if found[stored] != shape:
+            raise UserError(
+                f"{weights.file_of(stored)}: {stored} has shape {list(found[stored])}, config.json says {list(shape)}"
+            )
+    known = {name.removeprefix(prefix) for name in expected} | {f"{places.family.top['head']}.weight"}
+    extra = [name for name in sorted(found.keys() - known) if not name.endswith(places.family.buffers or ("\0",))]
     if extra:
         raise UserError(
-            f"{weights.folder}: the tensor {extra[0]!r} has no place in the model that config.json describes"
+            f"{weights.file_of(extra[0])}: the tensor {extra[0]!r} {list(found[extra[0]])} has no place in the model "
+            "that config.json describes"
         )
-
-
-def _known_names(arch: DecoderArchitecture) -> set[str]:
-    """Every tensor that a folder of this architecture may hold; some writers add rotary tables and a tied head."""
-    norms = ["input_layernorm.weight", "post_attention_layernorm.weight"]
-    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
-    mlp = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    biased = [*(attention if arch.attention_bias else []), *(mlp if arch.mlp_bias else [])]
-    in_layer = [*norms, *(f"{name}.weight" for name in attention + mlp), *(f"{name}.bias" for name in biased)]
-    in_layer.append("self_attn.rotary_emb.inv_freq")
-    names = {f"model.layers.{layer}.{name}" for layer in range(arch.num_layers) for name in in_layer}
-    return names | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    return prefix
 
 
 def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> None:
@@ -121,10 +75,9 @@ def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> No
     first of a tensor group holds its stage's tensors in host memory until the file is written.
     """
     if mesh.data.rank == 0:
-        tensors = {}
-        for name, whole in (item for part in parts for item in _gathered(part, mesh)):
-            if mesh.tensor.rank == 0:
-                tensors[name] = whole.cpu().contiguous()
+        tensors: dict[str, torch.Tensor] = {}
+        for part in parts:
+            _collect(part, mesh, tensors)
         if mesh.tensor.rank == 0:
             last = mesh.pipeline.size
             name = SINGLE if last == 1 else f"model-{mesh.pipeline.rank + 1:05d}-of-{last:05d}.safetensors"
@@ -134,12 +87,26 @@ def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> No
     dist.barrier()
 
 
+def _collect(decoder: Decoder, mesh: ParallelMesh, tensors: dict[str, torch.Tensor]) -> None:
+    """Add what this stage alone writes, in the family's form, on the first rank of each tensor group."""
+    places = WeightMap(decoder.arch)
+    for name, whole in _gathered(decoder, mesh):
+        if mesh.tensor.rank != 0:
+            continue
+        shape = tuple(whole.shape)
+        location = places.locate(name, shape)
+        if location.tensor not in tensors:
+            tensors[location.tensor] = torch.empty(location.file_shape(shape), dtype=whole.dtype)
+        for rows, region in location.regions(TensorLayout(), shape):
+            tensors[location.tensor][region].copy_(whole[rows].T if location.transposed else whole[rows])
+
+
 def _gathered(decoder: Decoder, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, whole tensor) of every parameter of this stage that no other stage writes."""
+    """(name, whole tensor) of every parameter of this stage that no other stage writes."""
     for name, parameter, layout in decoder.named_layouts():
         if name == "head.weight" and decoder.holds_tied_copy:
             continue
-        yield global_name(name, tied_head=decoder.arch.tied_head), gather_whole(parameter.detach(), layout, mesh)
+        yield name, gather_whole(parameter.detach(), layout, mesh)
 
 
 def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.layout import TensorLayout
 
@@ -40,15 +41,15 @@ def initialize_decoder(decoder: Decoder, seed: int) -> None:
     """
     for name, parameter, layout in decoder.named_layouts():
         source = "embed_tokens.weight" if name == "head.weight" and decoder.arch.tied_head else name
-        fill_slice(parameter, layout, source, seed, _fill_for(name, decoder.arch.initializer_range))
+        fill_slice(parameter, layout, source, seed, _fill_for(name, decoder.arch))
 
 
-def _fill_for(name: str, std: float) -> Fill:
+def _fill_for(name: str, arch: DecoderArchitecture) -> Fill:
     if name.endswith("norm.weight"):
-        return lambda whole, _: whole.fill_(1.0)
+        return lambda whole, _: whole.fill_(1.0 - arch.norm_offset)
     if name.endswith(".bias"):
         return lambda whole, _: whole.zero_()
-    return lambda whole, generator: whole.normal_(0.0, std, generator=generator)
+    return lambda whole, generator: whole.normal_(0.0, arch.initializer_range, generator=generator)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:

@@ -101,6 +101,17 @@ def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchite
                 f"data.sequence_length={config.data.sequence_length} is longer than the {arch.max_positions} positions "
                 f"of the {name}"
             )
+        width = -(-config.data.sequence_length // config.data.bucket) * config.data.bucket
+        if arch.rotary is None and width > arch.max_positions:
+            raise UserError(
+                f"data.sequence_length={config.data.sequence_length}, rounded up to a multiple of data.bucket="
+                f"{config.data.bucket}, is longer than the {arch.max_positions} learned positions of the {name}"
+            )
+    if student.dropout > 0:
+        raise UserError(
+            f"the student's config.json asks for dropout ({student.dropout}), which is not supported in training; set "
+            "its dropout probabilities to 0.0"
+        )
     if config.teacher.dtype == "bfloat16" and config.train.precision == "fp32":
         raise UserError("teacher.dtype=bfloat16 needs train.precision=bf16; with fp32 keep the teacher in float32")
 

@@ -11,7 +11,7 @@ def split_model(arch: DecoderArchitecture, stages: int) -> list[DecoderSlice]:
     operations a logit for the loss. The embedding is a lookup and costs nothing.
     """
     query, key = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    layer_cost = arch.hidden_size * (2 * query + 2 * key + 3 * arch.intermediate_size)
+    layer_cost = arch.hidden_size * (2 * query + 2 * key + (3 if arch.gated_mlp else 2) * arch.intermediate_size)
     head_cost = arch.vocab_size * (arch.hidden_size + 16)
     counts = balance_layers(arch.num_layers, stages, layer_cost, head_cost)
     slices = []

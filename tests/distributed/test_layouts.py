@@ -130,8 +130,10 @@ def reference(tiny_world: TinyWorld) -> okd.History:
 
 def dims(folder: str, vocab_size: int) -> okd.Dims:
     arch = read_architecture(folder)
-    names = [field.name for field in dataclasses.fields(okd.Dims) if field.name != "vocab_size"]
-    return okd.Dims(**{name: getattr(arch, name) for name in names}, vocab_size=vocab_size)
+    assert arch.rotary is not None
+    given = {"vocab_size": vocab_size, "rope_theta": arch.rotary.theta}
+    names = {field.name for field in dataclasses.fields(okd.Dims)} - given.keys()
+    return okd.Dims(**given, **{name: getattr(arch, name) for name in names})
 
 
 def initial_lora(world: TinyWorld, *, rank: int) -> dict[str, torch.Tensor]:

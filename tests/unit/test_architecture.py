@@ -85,10 +85,16 @@ def test_huggingface_config_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ({"model_type": "mamba"}, "model_type='mamba' is not supported; these are: llama, mistral"),
+        ({"model_type": None}, "model_type=None is not supported"),
+        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1.0}}, "rope_type='proportional'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "transformers refuses it .*factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 4.0}}, "'beta_fast' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "the field 'quantization_config'"),
+        ({"hidden_act": "relu6"}, "the activation 'relu6'"),
+        ({"is_decoder": True}, "is_decoder=True"),
         ({"sliding_window": 128}, "the field 'sliding_window'"),
-        ({"num_hidden_layers": None}, "num_layers missing"),
+        ({"num_hidden_layers": None}, "num_hidden_layers missing"),
     ],
 )
 def test_unsupported_fields_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
