@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn import functional
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY, WIDTH = 131, 24
 _SIZES = {
@@ -48,6 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_SIZES, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", {**_SIZES, "head_dim": 12}),
+    "qwen3-one-kv": ("qwen3", {**_SIZES, "num_key_value_heads": 1, "attention_bias": True}),
     "phi3": ("phi3", {**_SIZES, "sliding_window": 9, "pad_token_id": 0}),
     "phi3-long": (
         "phi3",
@@ -74,12 +78,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def random_model(name: str, attention: str = "eager") -> PreTrainedModel:
     """A model whose every weight, norms and biases included, is random and not small; in eval mode, fp32."""
     model_type, options = CASES[name]
-    torch.manual_seed(seed)
-    config = CONFIG_MAPPING[model_type](**options, bos_token_id=1, eos_token_id=2, **changes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**options, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             is_norm = any(part in key for part in ("norm", "ln_")) and key.endswith("weight")
@@ -106,5 +110,30 @@ def logits_and_gradients(model: PreTrainedModel) -> tuple[torch.Tensor, dict[str
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write a Hugging Face folder."""
+    """Write a Hugging Face folder, a tokenizer included."""
     model.save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"t{number}": number for number in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2")
+    tokenizer.save_pretrained(folder)
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """|ours - theirs| / |theirs|."""
+    return float((ours.detach() - theirs.detach()).norm() / theirs.detach().norm())
+
+
+def compare_gradients(
+    name: str, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5
+) -> None:
+    """Every gradient by the name in the files, each relative to its own norm."""
+    if CASES[name][0] == "gpt_neox":
+        theirs = {key.replace("lm_head", "embed_out"): value for key, value in theirs.items()}
+    assert ours.keys() == theirs.keys()
+    scale = max(float(gradient.norm()) for gradient in theirs.values())
+    for key, gradient in theirs.items():
+        if CASES[name][0] == "opt" and key.endswith("k_proj.bias"):
+            # Without rotations it adds the same to all scores of a query: its gradient is zero.
+            assert max(float(ours[key].norm()), float(gradient.norm())) < 1e-6 * scale
+        else:
+            assert relative(ours[key], gradient) < tolerance, key
