@@ -41,7 +41,8 @@ class DecoderArchitecture:
     """The window of each layer; empty: none has one."""
     position_offset: int = 0
     """Rows of the learned positions in front of position 0."""
-    embedding_scale: float = 1.0
+    scaled_embeddings: bool = False
+    """Embeddings are multiplied by sqrt(hidden_size), the head is not."""
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
@@ -52,8 +53,8 @@ class DecoderArchitecture:
     """An RMS norm over each query and key head, before the rotation."""
     parallel_residual: bool = False
     """Attention and MLP both see the layer's input."""
-    attention_scale: float | None = None
-    """What scores are multiplied by; None: 1 / sqrt(head_dim)."""
+    query_pre_attn_scalar: float | None = None
+    """Scores are divided by its square root; None: head_dim."""
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False

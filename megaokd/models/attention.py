@@ -22,7 +22,7 @@ class Attention(nn.Module):
         super().__init__()
         self.tp = tp
         self.head_dim = arch.head_dim
-        self.scale = arch.attention_scale
+        self.scale = (arch.query_pre_attn_scalar or arch.head_dim) ** -0.5
         queries = HeadShard(arch.num_heads, arch.head_dim, tp)
         keys = HeadShard(arch.num_kv_heads, arch.head_dim, tp)
         self.queries_per_key = queries.local_heads // keys.local_heads

@@ -106,9 +106,10 @@ class Decoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.embed_tokens is not None:
             x = self.embed_tokens(x)
+            # The scale is rounded to the stored dtype, as in the model's own training.
+            scale = torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype) if self.arch.scaled_embeddings else None
             x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream is fp32 at least
-            if self.arch.embedding_scale != 1.0:
-                x = x * self.arch.embedding_scale
+            x = x if scale is None else x * scale.item()
         if self.embed_positions is not None:
             x = self.embed_positions(x)
         sequence = x.shape[1] * (self.tp.size if self.tp.sequence_parallel else 1)

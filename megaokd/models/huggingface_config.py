@@ -127,6 +127,9 @@ def _fields(family: Family, read: PretrainedConfig, path: Path) -> dict[str, Any
     fields["dropout"] = max(getattr(read, key, None) or 0.0 for key in family.dropouts)
     fields["windows"] = _windows(read, path)
     rope = getattr(read, "rope_parameters", None)
+    if rope is not None and "sliding_attention" in rope:
+        fields["local_rotary"] = read_rotary(rope["sliding_attention"], read, fields["head_dim"], path)
+        rope = rope["full_attention"]
     fields["rotary"] = None if rope is None else read_rotary(rope, read, fields["head_dim"], path)
     return fields
 

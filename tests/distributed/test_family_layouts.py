@@ -76,6 +76,6 @@ def test_transformers_loads_and_generates(world: tuple[Path, dict[str, Expected]
     assert set(index["weight_map"].values()) == {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    torch.testing.assert_close(model.eval()(families.batch()).logits, expected[name].logits)
+    assert families.relative(model.eval()(families.batch()).logits, expected[name].logits) < 2e-6
     written = model.generate(families.batch()[:1, :5], max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert written.shape == (1, 9)

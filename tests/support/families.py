@@ -67,6 +67,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 0,
         },
     ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **{key: value for key, value in _SIZES.items() if key != "tie_word_embeddings"},
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
     "gpt2": ("gpt2", _GPT2),
     "gpt2-wide": ("gpt2", {**_GPT2, "n_inner": 56, "tie_word_embeddings": False, "activation_function": "relu"}),
     "opt": ("opt", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32, "tie_word_embeddings": True}),
