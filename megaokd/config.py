@@ -192,6 +192,10 @@ class Checkpoint:
     every: NonNegative = 0
     """Steps; 0: only at the end and on SIGTERM."""
     keep_last: Positive = 2
+    keep_every: NonNegative = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    asynchronous: bool = True
+    """Write in the background from a copy in host memory; false: training waits until all is on disk."""
     export: bool = True
     """Write the student as a Hugging Face folder (folder/student) at the end."""
 

@@ -44,6 +44,8 @@ class ParallelMesh:
     tensor: Axis
     model: Axis
     ends: dist.ProcessGroup | None
+    saving: dist.ProcessGroup
+    """All ranks, on gloo: for the thread that writes checkpoints while the others' collectives go on."""
 
     @property
     def rank(self) -> int:
@@ -117,7 +119,8 @@ def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -
     for column in grid[[0, -1]].flatten(1).T.tolist() if parallel.pipeline > 1 else []:
         group = dist.new_group(column)
         ends = group if dist.get_rank() in column else ends
-    for group in (*(mesh.get_group(axis) for axis in AXES), model, *([ends] if ends is not None else [])):
+    saving = dist.new_group(backend="gloo")
+    for group in (saving, *(mesh.get_group(axis) for axis in AXES), model, *([ends] if ends is not None else [])):
         _set_pg_timeout(timedelta(seconds=timeout_s), group)  # groups do not inherit the world's
     return ParallelMesh(
         device=device,
@@ -126,6 +129,7 @@ def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -
         tensor=_axis(mesh, "tensor"),
         model=Axis(model, pipeline_rank * parallel.tensor + tensor_rank, parallel.pipeline * parallel.tensor),
         ends=ends,
+        saving=saving,
     )
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from megaokd.config_file import load_config
-from megaokd.errors import UserError
+from megaokd.errors import RunError, UserError
 
 EXIT_USER_ERROR, EXIT_FAILURE = 2, 1
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"{_prefix()}error: {error}", file=sys.stderr)
         status = EXIT_USER_ERROR
+    except RunError as error:
+        print(f"{_prefix()}failed: {error}", file=sys.stderr)
     except Exception:
         print(f"{_prefix()}failed:\n{traceback.format_exc()}", file=sys.stderr)
     if status in (EXIT_USER_ERROR, EXIT_FAILURE):

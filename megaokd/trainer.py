@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megaokd.callbacks.base import Callback, StepRecord
+from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord
 from megaokd.callbacks.build import build_callbacks
-from megaokd.checkpoint.checkpointer import Checkpointer
-from megaokd.checkpoint.frozen import frozen_weights_hash, teacher_hash
-from megaokd.checkpoint.state import EXPORT_CHECK_FILE, STUDENT_FOLDER, RunState
+from megaokd.checkpoint.checkpointer import Checkpointer, refuse_checkpoints
+from megaokd.checkpoint.frozen import frozen_weights_hash
+from megaokd.checkpoint.identity import new_state
+from megaokd.checkpoint.state import EXPORT_CHECK_FILE, STUDENT_FOLDER
 from megaokd.config import Config
 from megaokd.config_file import to_dict
 from megaokd.engine.report import StepReport
@@ -40,17 +41,21 @@ class Trainer:
         self.config = config
         self.mesh = mesh
         self.folder = Path(config.checkpoint.folder)
+        if config.train.resume == "never":
+            refuse_checkpoints(self.folder)
         self.run: Run = build_run(config, mesh)
         check_best_metric(config.train, self.run)
         self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
-        self.state = self._new_state()
+        self.state = new_state(config, self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
         self.callbacks: list[Callback] = []
 
     def fit(self, stop: StopRequest) -> Outcome:
         """Train to the end, or until SIGTERM or early stopping."""
-        self._resume()
+        told = self._resume()
         self.callbacks = build_callbacks(self.config, self.mesh, self.state.step)
+        for text in told:
+            self._say(text)
         left_out = self.run.train_batches.left_out
         if left_out:
             self._say(f"{left_out} examples are left out: their prompt fills data.sequence_length")
@@ -58,36 +63,63 @@ class Trainer:
             outcome = self._loop(stop)
             if outcome is Outcome.FINISHED:
                 self._finish()
+        except UserError:  # seen by every rank: a save under way can still be completed
+            self.checkpointer.settle()
+            raise
         finally:
             for callback in self.callbacks:
                 callback.close()
         return outcome
 
     def _loop(self, stop: StopRequest) -> Outcome:
+        if self._stop_agreed(stop):
+            self._say(f"SIGTERM received before step {self.state.step + 1}; start again with resume=auto")
+            return Outcome.INTERRUPTED
         saved_at = self.state.step
+        validated_at = self.state.validated_at
         self._validate_if_due()  # one that SIGTERM left out
+        if self.state.validated_at != validated_at and saved_at:
+            self.checkpointer.update(self.state)
         while self.state.step < self.config.train.steps and not self._stops_early():
             report = self._step(stop)
             # Asked to stop, a run has little time left: it saves, and leaves out a validation that was due.
             improved = not report.stop_requested and self._validate_if_due()
             if report.stop_requested or self._stops_early() or improved or self._checkpoint_due():
-                self.checkpointer.save(self.state)
+                self._save()
                 saved_at = self.state.step
             if report.stop_requested:
+                self._tell_saved(self.checkpointer.wait())
                 self._say(f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto")
                 return Outcome.INTERRUPTED
         if self._stops_early():
             self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
         if saved_at < self.state.step:
-            self.checkpointer.save(self.state)
+            self._save()
+        self._tell_saved(self.checkpointer.wait())
         return Outcome.FINISHED
+
+    def _stop_agreed(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop before the first step. One all-reduce, once a run."""
+        asked = torch.tensor(float(stop.requested), device=self.mesh.device)
+        dist.all_reduce(asked)
+        return bool(asked.item() > 0)
+
+    def _save(self) -> None:
+        self._tell_saved(self.checkpointer.save(self.state))
+
+    def _tell_saved(self, record: CheckpointRecord | None) -> None:
+        if record is not None:
+            for callback in self.callbacks:
+                callback.on_checkpoint(record)
 
     def _step(self, stop: StopRequest) -> StepReport:
         started = time.perf_counter()
         step = self.state.step
         batch = self.run.train_batches.batch(step)
         data_seconds = time.perf_counter() - started
-        report = self.run.step(step, batch, stop_requested=stop.requested)
+        # A save that failed ends the run as SIGTERM does: all ranks at one step, in the next call of `save`.
+        report = self.run.step(step, batch, stop_requested=stop.requested or self.checkpointer.failed)
+        self._tell_saved(self.checkpointer.finished())
         self.state.step += 1
         seconds = time.perf_counter() - started
         self.state.training_seconds += seconds
@@ -136,37 +168,13 @@ class Trainer:
                 "at the start; something outside the optimizer wrote to them"
             )
 
-    def _new_state(self) -> RunState:
-        digest = None
-        if self.config.teacher.path is not None:
-            # Rank 0 reads the files; the others are told.
-            found = [teacher_hash(self.config.teacher.path, self.folder) if self.mesh.is_main else None]
-            dist.broadcast_object_list(found, src=0)
-            digest = found[0]
-        models = self.run.models
-        shapes = (models.student_architecture, models.teacher_architecture)
-        online = self.config.teacher.online if models.teacher_architecture is not None else None
-        return RunState(
-            step=0,
-            seed=self.config.train.seed,
-            data_fingerprint=self.run.dataset.fingerprint,
-            global_batch=self.config.train.global_batch,
-            sequence_length=self.config.data.sequence_length,
-            teacher_path=self.config.teacher.path,
-            teacher_hash=digest,
-            models=f"{shapes} {online}",
-        )
-
-    def _resume(self) -> None:
-        if self.config.train.resume == "auto":
-            state = self.checkpointer.resume(self.state)
-            if state is not None:
-                self.state = state
-        elif self.checkpointer.newest() is not None:
-            raise UserError(
-                f"{self.folder} already holds checkpoints; continue with train.resume=auto or choose another "
-                "checkpoint.folder"
-            )
+    def _resume(self) -> list[str]:
+        """Continue from a checkpoint, if there is one; returns what there is to tell about damaged ones."""
+        if self.config.train.resume == "never":
+            return []
+        state, told = self.checkpointer.resume(self.state)
+        self.state = state or self.state
+        return told
 
     def _finish(self) -> None:
         if self.config.checkpoint.export:

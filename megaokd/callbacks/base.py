@@ -43,6 +43,19 @@ class ValidationRecord:
     seconds: float
 
 
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """One checkpoint that is complete on disk."""
+
+    step: int
+    bytes: int
+    """Of all ranks' files."""
+    stall_seconds: float
+    """How long training stood still: for a save before it that had not ended, and for the copy to host memory."""
+    write_seconds: float
+    """How long writing took: beside training, or part of the stall with `checkpoint.asynchronous: false`."""
+
+
 class Callback:
     """A watcher; override what is of interest."""
 
@@ -51,6 +64,9 @@ class Callback:
 
     def on_validation(self, record: ValidationRecord) -> None:
         """After each validation."""
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        """After a checkpoint has become complete, which may be some steps later than its own."""
 
     def on_message(self, text: str) -> None:
         """Something that a person should read."""

@@ -1,11 +1,12 @@
 """Logs on disk: log.jsonl, one object a line, and TensorBoard events."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord
+from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord
 
 
 class JsonLog(Callback):
@@ -22,6 +23,9 @@ class JsonLog(Callback):
 
     def on_validation(self, record: ValidationRecord) -> None:
         self._write({"kind": "validation", "step": record.step, "seconds": record.seconds, **record.metrics})
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        self._write({"kind": "checkpoint", **asdict(record)})
 
     def on_message(self, text: str) -> None:
         self._write({"kind": "message", "text": text})

@@ -1,90 +1,125 @@
-"""Saving a run and finding the newest good checkpoint to continue from."""
+"""Saving a run beside its training, and continuing from the newest good checkpoint."""
 
-import os
-import shutil
+import contextlib
+import copy
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints, prune, read_state, write_state
-from megaokd.checkpoint.tensors import load_tensors, save_tensors
+from megaokd.callbacks.base import CheckpointRecord
+from megaokd.checkpoint.agreement import together
+from megaokd.checkpoint.choice import choose_checkpoint
+from megaokd.checkpoint.contents import read_contents, write_contents
+from megaokd.checkpoint.host_copy import HostCopy
+from megaokd.checkpoint.saving import CheckpointWriter
+from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints
+from megaokd.checkpoint.tensors import load_tensors, tensors_to_save
 from megaokd.config import Checkpoint
 from megaokd.engine.engine import TrainingEngine
-from megaokd.errors import UserError
+from megaokd.errors import RunError, UserError
 from megaokd.mesh import ParallelMesh
-
-# What a checkpoint and the run that continues it must have in common: with any other value the step would stand for
-# another position in the data, or the weights for another model.
-_IDENTITY = ("seed", "data_fingerprint", "global_batch", "sequence_length", "models", "teacher_hash")
 
 
 class Checkpointer:
-    """Writes checkpoints atomically: into a folder called *.tmp, synchronised to disk, then renamed."""
+    """At most one save is under way, in a thread; a second one, or the end of the run, waits for it.
+
+    A save that failed has failed on every rank. `failed` becomes true on each at a time of its own: ranks agree on it
+    as they do on SIGTERM, and the next `save` or `wait` raises on all of them.
+    """
 
     def __init__(self, options: Checkpoint, engine: TrainingEngine, mesh: ParallelMesh) -> None:
         self.options = options
         self.folder = Path(options.folder)
         self.engine = engine
         self.mesh = mesh
+        self._host = HostCopy()
+        self._writer = CheckpointWriter(options, mesh)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[CheckpointRecord] | None = None
 
-    def save(self, state: RunState) -> Path:
-        """Save a complete checkpoint; a kill at any moment leaves the ones before it usable. Collective."""
-        final = checkpoint_path(self.folder, state.step)
-        partial = final.with_suffix(".tmp")
-        if self.mesh.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        save_tensors(partial, self.engine, self.mesh)
-        dist.barrier()
-        if self.mesh.is_main:
-            write_state(partial, state)
-            _sync(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync_folder(final.parent)
-            prune(self.folder, keep_last=self.options.keep_last, best_step=state.best.get("step"))
-        dist.barrier()
-        return final
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows that the save under way has failed."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
-    def resume(self, expected: RunState) -> RunState | None:
-        """Load the newest complete checkpoint; None where there is none. Collective.
+    def save(self, state: RunState) -> CheckpointRecord | None:
+        """Begin to save; training may go on at once. Collective. Returns the save before, if it was still under way.
 
         Raises:
-            UserError: it belongs to another run (data, batch, teacher, seed or model differ) or is damaged.
+            RunError: that save failed; with `checkpoint.asynchronous=false`, this one.
         """
-        path = self.newest()
-        if path is None:
-            return None
-        state = read_state(path)
-        for name in _IDENTITY:
-            saved, now = getattr(state, name), getattr(expected, name)
-            if saved != now:
-                raise UserError(
-                    f"{path}: {name.replace('_', ' ')} was {saved!r} when it was saved and is {now!r} now; "
-                    "continue with the same, or start in another checkpoint.folder"
-                )
-        load_tensors(path, self.engine, self.mesh, state.step)
-        return state
+        started = time.perf_counter()
+        before = self.wait()  # its buffers are needed, and one save at a time is enough
+        tensors = self._host.fill(tensors_to_save(self.engine, self.mesh))
+        stall = time.perf_counter() - started
+        snapshot = copy.deepcopy(state)
 
-    def newest(self) -> Path | None:
-        """The newest complete checkpoint as rank 0 sees it: on a shared file system others may lag. Collective."""
-        found = list_checkpoints(self.folder)[-1:] if self.mesh.is_main else []
-        shared: list[Path | None] = [found[0] if found else None]
-        dist.broadcast_object_list(shared, src=0)
-        return shared[0]
+        def write() -> CheckpointRecord:
+            begun = time.perf_counter()
+            size = self._writer.write(tensors, snapshot)
+            seconds = time.perf_counter() - begun
+            return CheckpointRecord(
+                snapshot.step, size, stall + (0.0 if self.options.asynchronous else seconds), seconds
+            )
+
+        self._pending = self._thread.submit(write)
+        return before if self.options.asynchronous else self.wait()
+
+    def wait(self) -> CheckpointRecord | None:
+        """Wait for the save under way, if there is one.
+
+        Raises:
+            RunError: it failed; on every rank.
+        """
+        pending, self._pending = self._pending, None
+        return pending.result() if pending is not None else None
+
+    def settle(self) -> None:
+        """`wait` for a run that ends for another reason: a save that failed is not told."""
+        with contextlib.suppress(RunError):
+            self.wait()
+
+    def finished(self) -> CheckpointRecord | None:
+        """The save that has ended well since the last call, without waiting."""
+        done = self._pending is not None and self._pending.done() and not self.failed
+        return self.wait() if done else None
+
+    def update(self, state: RunState) -> None:
+        """Write this state into the checkpoint of its step, whose tensors stay as they are. Collective."""
+        path = checkpoint_path(self.folder, state.step)
+
+        def rewrite() -> None:
+            if self.mesh.is_main:
+                write_contents(path, replace(read_contents(path), state=state))
+
+        together(rewrite, self.mesh.saving)
+
+    def resume(self, expected: RunState) -> tuple[RunState | None, list[str]]:
+        """Load the newest whole checkpoint; (its state, what to tell about damaged ones). Collective.
+
+        Raises:
+            UserError: it belongs to another run (data, batch, teacher, seed or model differ), or none is whole.
+        """
+        choice = choose_checkpoint(self.folder)
+        if choice is None:
+            return None, []
+        differences = choice.contents.state.differences(expected)
+        if differences:
+            raise UserError(
+                f"{choice.path}: {'; '.join(differences)}. Continue with the same, or choose another checkpoint.folder"
+            )
+        load_tensors(choice.path, self.engine, self.mesh, choice.contents.state.step)
+        return choice.contents.state, choice.skipped
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def refuse_checkpoints(folder: Path) -> None:
+    """Refuse a folder that holds checkpoints, as rank 0 sees it. Collective."""
+    found = [bool(list_checkpoints(folder)) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    if found[0]:
+        raise UserError(
+            f"{folder} already holds checkpoints; continue with train.resume=auto or choose another checkpoint.folder"
+        )

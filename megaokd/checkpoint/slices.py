@@ -29,6 +29,12 @@ class GlobalSlice(torch.Tensor):
         part.global_size = torch.Size(layout.global_shape(local.shape))
         return part
 
+    def placed(self, memory: torch.Tensor) -> "GlobalSlice":
+        """Other memory of the same shape as this slice of the same global tensor."""
+        part = memory.as_subclass(type(self))
+        part.offsets, part.global_size = self.offsets, self.global_size
+        return part
+
     def plain(self) -> torch.Tensor:
         """The slice as an ordinary tensor."""
         return self.as_subclass(torch.Tensor)

@@ -1,23 +1,25 @@
-"""What a checkpoint holds beside tensors, and where checkpoints lie.
+"""What a checkpoint says about its run, and which checkpoints there are and stay.
 
-FOLDER/checkpoints/step-00000200/    state.json and safetensors, complete by construction: renamed when written
-FOLDER/checkpoints/step-...tmp       a save that was cut short; never read, removed by the next save
+FOLDER/checkpoints/step-00000200/        state.json and safetensors, complete by construction: renamed when written
+FOLDER/checkpoints/step-...tmp           a save that was cut short; never read, removed by the next save
+FOLDER/checkpoints/step-...damaged       set aside by a resume that found it altered; never read or removed
 """
 
-import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaokd.errors import UserError
-
-FORMAT_VERSION = 1
-STATE_FILE = "state.json"
 STUDENT_FOLDER = "student"
 """Beside checkpoints/: the exported student, a Hugging Face folder."""
 EXPORT_CHECK_FILE = "export_check.safetensors"
 """Beside it: tokens and the trained student's logits, to check the export by."""
+PARTIAL, DAMAGED = ".tmp", ".damaged"
+
+# What a checkpoint and the run that continues it must have in common: with any other value the step would stand for
+# another position in the data, or the weights for another model.
+_IDENTITY = ("seed", "data_fingerprint", "global_batch", "sequence_length", "teacher_hash")
 
 
 @dataclass
@@ -33,15 +35,34 @@ class RunState:
     teacher_path: str | None
     teacher_hash: str | None
     """Of the teacher's weight files and architecture."""
-    models: str
-    """The shapes of both models and of the online modules."""
+    models: dict[str, Any]
+    """The shapes of both models and of the online modules, as plain values; None for a part that is absent."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best validation so far: step and value; empty before the first."""
     validations_without_gain: int = 0
     validated_at: int = 0
     """The step of the last validation."""
     training_seconds: float = 0.0
-    format_version: int = FORMAT_VERSION
+
+    def differences(self, now: "RunState") -> list[str]:
+        """In words, what this saved state and the present run do not have in common although they must."""
+        saved = {**{name: getattr(self, name) for name in _IDENTITY}, **self.models}
+        present = {**{name: getattr(now, name) for name in _IDENTITY}, **now.models}
+        return [
+            f"{name} was {old!r} when it was saved and is {new!r} now" for name, old, new in _different(saved, present)
+        ]
+
+
+def _different(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every value that differs. A field that an older version did not know is not one."""
+    found: list[tuple[str, Any, Any]] = []
+    for name, old in saved.items():
+        new = now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _different(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append((prefix + name, old, new))
+    return found
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -51,37 +72,22 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("checkpoints/step-*") if path.suffix != ".tmp" and path.is_dir())
+    return sorted(path for path in folder.glob("checkpoints/step-*") if not path.suffix and path.is_dir())
 
 
-def write_state(path: Path, state: RunState) -> None:
-    """Write state.json."""
-    (path / STATE_FILE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.stem.removeprefix("step-"))
 
 
-def read_state(path: Path) -> RunState:
-    """Read state.json of a complete checkpoint.
+def prune(folder: Path, *, keep_last: int, keep_every: int, best_step: int | None) -> None:
+    """Remove checkpoints beyond the last `keep_last`, and saves that were cut short.
 
-    Raises:
-        UserError: the file is missing, damaged or of another version.
+    Kept as well are the best one and, with `keep_every` > 0, every one whose step is a multiple of it.
     """
-    try:
-        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        state = RunState(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path / STATE_FILE}: cannot be read ({error}); remove {path} to resume from the one before"
-        ) from None
-    if state.format_version != FORMAT_VERSION:
-        raise UserError(f"{path}: checkpoint format {state.format_version}, this version reads {FORMAT_VERSION}")
-    return state
-
-
-def prune(folder: Path, *, keep_last: int, best_step: int | None) -> None:
-    """Remove checkpoints beyond the last `keep_last`, the best one aside, and saves that were cut short."""
-    kept = {checkpoint_path(folder, best_step)} if best_step is not None else set()
     for path in list_checkpoints(folder)[:-keep_last]:
-        if path not in kept:
+        step = step_of(path)
+        if step != best_step and not (keep_every and step % keep_every == 0):
             shutil.rmtree(path)
-    for path in folder.glob("checkpoints/*.tmp"):
+    for path in folder.glob(f"checkpoints/*{PARTIAL}"):
         shutil.rmtree(path)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -21,20 +22,44 @@ from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.engine import optimizer_state
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.parameters import TrainableParameter
-from megaokd.errors import UserError
+from megaokd.errors import RunError, UserError
 from megaokd.mesh import ParallelMesh
 
 
-def save_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh) -> None:
-    """Write every global tensor once, each by the first rank that holds it. Collective over the world."""
-    tensors: dict[str, torch.Tensor] = {f"rng.{mesh.rank}": torch.get_rng_state()}
-    for item in engine.parameters:
+def tensors_to_save(engine: TrainingEngine, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all that this rank writes: every global slice once, by the first rank that holds it.
+
+    The data-parallel ranks, which hold the same, take turns. Collective over the data-parallel group (two sums a
+    parameter); the tensors share memory with the parameters, or live only until the next one is asked for.
+    """
+    yield f"rng.{mesh.rank}", torch.get_rng_state()
+    for index, item in enumerate(engine.parameters):
         moments = optimizer_state.read_moments(item)  # collective: also on ranks that do not write
-        if mesh.data.rank == 0 and item.layout.first_copy and not item.tied_copy and item.layout.is_held:
-            local = {item.name: item.parameter.detach(), **{f"{item.name}.{k}": v.cpu() for k, v in moments.items()}}
-            tensors.update({name: GlobalSlice.of(tensor, item.layout) for name, tensor in local.items()})
-    with _quiet():
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+        mine = mesh.data.rank == index % mesh.data.size
+        if mine and item.layout.first_copy and not item.tied_copy and item.layout.is_held:
+            yield item.name, GlobalSlice.of(item.parameter.detach(), item.layout)
+            for name, moment in moments.items():
+                yield f"{item.name}.{name}", GlobalSlice.of(moment, item.layout)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup) -> None:
+    """Write host tensors, one file a rank, synchronised to disk. Collective over `group`.
+
+    Raises:
+        RunError: on every rank, if one of them could not write.
+    """
+    try:
+        with _quiet():
+            save(
+                tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True), process_group=group
+            )
+    except CheckpointException as error:
+        raise RunError(f"rank {min(error.failures)}: {_first_cause(error)}") from error
+
+
+def own_files(path: Path, rank: int) -> list[Path]:
+    """The files that `write_tensors` wrote on a rank: the library numbers ranks from 1."""
+    return sorted(path.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
 @torch.no_grad()
@@ -42,7 +67,7 @@ def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: i
     """Fill weights and optimizer state, from whatever layout wrote them. Collective over the world.
 
     Raises:
-        UserError: a tensor is missing or has another shape: a checkpoint of another model, or a damaged one.
+        UserError: a tensor is missing or has another shape: a checkpoint of another model.
     """
     targets: dict[str, torch.Tensor] = {}
     filled: list[tuple[TrainableParameter, dict[str, torch.Tensor]]] = []
@@ -62,7 +87,7 @@ def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: i
         with _quiet():
             load(targets, storage_reader=reader)
     except (CheckpointException, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: does not fit this model, or is damaged: {_first_cause(error)}") from error
+        raise UserError(f"{path}: does not fit this model: {_first_cause(error)}") from error
     for item, moments in filled:
         optimizer_state.write_moments(item, moments)
     optimizer_state.set_step(engine.zero_optimizer, step)

@@ -1,0 +1,88 @@
+"""Which checkpoint a run continues from: the newest that is what was written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megaokd.checkpoint.contents import Contents, DamagedError, check_files, read_contents
+from megaokd.checkpoint.state import DAMAGED, list_checkpoints
+from megaokd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A checkpoint that was found whole, and in words the newer ones that were not."""
+
+    path: Path
+    contents: Contents
+    skipped: list[str]
+
+
+def choose_checkpoint(folder: Path) -> Choice | None:
+    """The newest checkpoint whose files are what was written; None where there is no checkpoint. Collective.
+
+    Every file is read once, the ranks sharing the work. Newer ones that are damaged are set aside (renamed), so that
+    they do not count as checkpoints that are kept.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; or one was written in another format.
+    """
+    # As rank 0 sees them: on a shared file system others may lag.
+    candidates = _from_main(lambda: list_checkpoints(folder))
+    skipped: dict[Path, str] = {}
+    for path in reversed(candidates):
+        contents, damage = _inspect(path)
+        if contents is None:
+            skipped[path] = damage
+            continue
+        _from_main(lambda: [old.replace(old.with_suffix(DAMAGED)) for old in skipped])
+        return Choice(
+            path,
+            contents,
+            [
+                f"{old} is damaged: {reason}; set aside as {old.with_suffix(DAMAGED).name}, continuing from {path.name}"
+                for old, reason in skipped.items()
+            ],
+        )
+    if skipped:
+        newest, reason = next(iter(skipped.items()))
+        raise UserError(
+            f"none of the {len(skipped)} checkpoints in {folder / 'checkpoints'} is whole; the newest, {newest.name}: "
+            f"{reason}. Restore one from a copy, or start in another checkpoint.folder"
+        )
+    return None
+
+
+def _inspect(path: Path) -> tuple[Contents | None, str]:
+    """(contents, "") of a whole checkpoint, (None, what is wrong) of a damaged one; the same on every rank."""
+    try:
+        contents: Contents = _from_main(lambda: read_contents(path))
+    except DamagedError as error:
+        return None, str(error)
+    names = sorted(contents.files)[dist.get_rank() :: dist.get_world_size()]
+    own = ""
+    try:
+        check_files(path, contents.files, names)
+    except DamagedError as error:
+        own = str(error)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    damage = "; ".join(text for text in found if text)
+    return (None, damage) if damage else (contents, "")
+
+
+def _from_main(work: Callable[[], Any]) -> Any:
+    """Rank 0's result, or its exception, on every rank. One broadcast."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [work(), None]
+        except (DamagedError, UserError, OSError) as error:
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -1,0 +1,42 @@
+"""What a new run is, as its checkpoints will tell it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megaokd.checkpoint.frozen import teacher_hash
+from megaokd.checkpoint.state import RunState
+from megaokd.config import Config
+from megaokd.run import Run
+
+
+def new_state(config: Config, run: Run) -> RunState:
+    """The state before the first step. Collective: rank 0 reads the teacher's files, the others are told their hash."""
+    digest = None
+    if config.teacher.path is not None:
+        found = [teacher_hash(config.teacher.path, Path(config.checkpoint.folder)) if run.mesh.is_main else None]
+        dist.broadcast_object_list(found, src=0)
+        digest = found[0]
+    return RunState(
+        step=0,
+        seed=config.train.seed,
+        data_fingerprint=run.dataset.fingerprint,
+        global_batch=config.train.global_batch,
+        sequence_length=config.data.sequence_length,
+        teacher_path=config.teacher.path,
+        teacher_hash=digest,
+        models=_models(config, run),
+    )
+
+
+def _models(config: Config, run: Run) -> dict[str, Any]:
+    """Both architectures and the online modules, as JSON gives them back."""
+    student, teacher = run.models.student_architecture, run.models.teacher_architecture
+    online = config.teacher.online if teacher is not None else None
+    parts = {"student": student, "teacher": teacher, "teacher.online": online}
+    values = {name: asdict(part) if part is not None else None for name, part in parts.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain

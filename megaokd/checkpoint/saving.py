@@ -1,0 +1,77 @@
+"""Writing one checkpoint to disk, from copies in host memory: what the saving thread does.
+
+All collectives go over `mesh.saving`, so that they cannot meet those of the training step. A kill at any moment leaves
+the checkpoints before this one usable: files go into a folder ending in .tmp, state.json with their checksums comes
+last, then the folder gets its name.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megaokd.checkpoint.agreement import together
+from megaokd.checkpoint.contents import Contents, FileEntry, sync_folder, write_contents
+from megaokd.checkpoint.state import PARTIAL, RunState, checkpoint_path, prune
+from megaokd.checkpoint.tensors import own_files, write_tensors
+from megaokd.config import Checkpoint
+from megaokd.errors import RunError
+from megaokd.mesh import ParallelMesh
+
+
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Writes checkpoints of a run and removes those that are no longer kept."""
+
+    options: Checkpoint
+    mesh: ParallelMesh
+
+    def write(self, tensors: dict[str, torch.Tensor], state: RunState) -> int:
+        """Write this rank's tensors and, on rank 0, what makes them a checkpoint; its bytes. Collective.
+
+        Raises:
+            RunError: on every rank, if one of them could not do its part.
+        """
+        folder, group = Path(self.options.folder), self.mesh.saving
+        final = checkpoint_path(folder, state.step)
+        partial = final.with_suffix(PARTIAL)
+        try:
+            together(self._on_main(lambda: _make_empty(partial)), group)
+            write_tensors(partial, tensors, group)
+            found = together(lambda: _describe(own_files(partial, self.mesh.rank)), group)
+            files = {name: entry for part in found for name, entry in part.items()}
+            together(self._on_main(lambda: self._commit(partial, final, Contents(state, files))), group)
+        except RunError as error:
+            raise RunError(
+                f"the checkpoint of step {state.step} could not be saved ({error}); the ones before it are untouched: "
+                "make room or mend the file system, then continue with train.resume=auto"
+            ) from error
+        return sum(entry.bytes for entry in files.values())
+
+    def _on_main(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work if self.mesh.is_main else lambda: None
+
+    def _commit(self, partial: Path, final: Path, contents: Contents) -> None:
+        write_contents(partial, contents)
+        if final.exists():
+            final.replace(final.with_suffix(f".old{PARTIAL}"))
+        partial.replace(final)
+        sync_folder(final.parent)
+        prune(
+            Path(self.options.folder),
+            keep_last=self.options.keep_last,
+            keep_every=self.options.keep_every,
+            best_step=contents.state.best.get("step"),
+        )
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _describe(paths: list[Path]) -> dict[str, FileEntry]:
+    assert paths, "every rank writes at least its random state"
+    return {path.name: FileEntry.of(path) for path in paths}
