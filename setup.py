@@ -30,6 +30,7 @@ setup(
         "deepspeed>=0.19.8",
         "transformers>=5.0",
         "safetensors>=0.5",
+        "huggingface_hub>=1.0",
         "sentencepiece>=0.2",
         "protobuf",
         "datasets>=3.0",

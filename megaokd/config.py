@@ -41,7 +41,7 @@ class Teacher:
     """The frozen teacher. Without `path` there is none: plain supervised training of the student."""
 
     path: str | None = None
-    """A Hugging Face model folder (safetensors)."""
+    """A Hugging Face model folder (safetensors), or a name on the Hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """How the frozen weights are stored in memory."""
     online: OnlineModules | None = Field(default_factory=OnlineModules)

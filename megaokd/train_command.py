@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     import torch.distributed as dist
 
     from megaokd.mesh import build_mesh, start_distributed
+    from megaokd.models.hub import fetch_models
     from megaokd.signals import StopRequest
     from megaokd.trainer import Trainer
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
             device = start_distributed(config.train.timeout_s)
             mesh = build_mesh(config.parallel, device, config.train.timeout_s)
-            status = int(Trainer(config, mesh).fit(stop))
+            status = int(Trainer(fetch_models(config), mesh).fit(stop))
         dist.barrier()
         dist.destroy_process_group()
     except UserError as error:
