@@ -73,12 +73,31 @@ class Architecture:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class FromTeacher:
+    """A student that starts from weights of the teacher. What is not given is as in the teacher."""
+
+    layers: Positive | tuple[NonNegative, ...] | None = None
+    """How many of the teacher's layers, spread evenly with the first and the last among them; or which."""
+    hidden_size: Positive | None = None
+    """The first channels of the residual stream."""
+    num_heads: Positive | None = None
+    """The first query heads of each KV head that is kept."""
+    num_kv_heads: Positive | None = None
+    """The first KV heads."""
+    intermediate_size: Positive | None = None
+    """The first MLP channels."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Student:
-    """The model that is trained: from a Hugging Face folder, or from scratch with an architecture."""
+    """The model that is trained: from a Hugging Face folder, from the teacher, or from scratch with an architecture."""
 
     path: str | None = None
+    """A Hugging Face model folder (safetensors), or a name on the Hub."""
+    from_teacher: FromTeacher | None = None
+    """Instead of `path`: start from a part of the teacher's weights."""
     architecture: Architecture = Field(default_factory=Architecture)
-    """Used where `path` is not given."""
+    """Used where neither of the other two is given."""
 
 
 def _weights(*, ce: float, forward_kl: float) -> Weights:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.engine.step import on_device
-from megaokd.models.huggingface_config import huggingface_config, read_json_object
+from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
 from megaokd.pipeline.schedule import build_runner
 from megaokd.pipeline.stage import DistillationStage
@@ -29,13 +29,18 @@ def export_student(run: Run, folder: Path) -> None:
     """Write FOLDER (config.json, safetensors in fp32, tokenizer files). Collective over the world.
 
     A student that came from a folder keeps that folder's files as they are; only `dtype` in config.json follows the
-    weights. One that was trained from scratch gets the tokenizer of the data.
+    weights. One that started from the teacher has the teacher's, with its own sizes. One that was trained from scratch
+    gets the tokenizer of the data.
     """
     if run.mesh.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if run.config.student.path is not None:
             copy_model_files(Path(run.config.student.path), folder)
+        elif run.config.student.from_teacher is not None and run.config.teacher.path is not None:
+            copy_model_files(Path(run.config.teacher.path), folder)
+            values = derived_config(run.config.teacher.path, run.models.student_architecture)
+            _write_json(folder / "config.json", values)
         else:
             _write_own_files(run, folder)
     dist.barrier()

@@ -149,6 +149,23 @@ def _windows(read: PretrainedConfig, path: Path) -> tuple[int | None, ...]:
     return windows if any(windows) else ()
 
 
+def derived_config(folder: str | Path, arch: DecoderArchitecture) -> dict[str, Any]:
+    """The config.json of a model of `arch` that was cut out of the one in `folder`; weights in fp32, no dropout."""
+    path = Path(folder) / "config.json"
+    values = read_json_object(path)
+    family = FAMILIES[arch.family]
+    read = _read_with_transformers(family, values, path)
+    sizes = {"hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "head_dim"}
+    changed = {key: getattr(arch, str(ours)) for key, ours in family.fields.items() if ours in sizes}
+    changed |= {key: changed[other] for key, other in family.equal.items()}
+    changed |= {key: 0.0 for key in family.dropouts if getattr(read, key, 0.0)}
+    if "layer_types" in family.neutral:
+        windows = arch.windows or (None,) * arch.num_layers
+        changed["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    values.pop("torch_dtype", None)
+    return {**values, **changed, "dtype": "float32"}
+
+
 def huggingface_config(
     arch: DecoderArchitecture, *, bos_token_id: int | None, eos_token_id: int | None
 ) -> dict[str, Any]:

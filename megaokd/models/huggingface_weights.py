@@ -28,16 +28,30 @@ def load_decoder(decoder: Decoder, folder: str | Path) -> None:
         UserError: a file is damaged; a tensor is missing, has another shape, or is one that the model does not have.
             All ranks check the whole folder, so all of them raise.
     """
-    weights = WeightFolder(folder)
-    prefix = _check_tensors(weights, decoder.arch)
-    places = WeightMap(decoder.arch)
+    reader = FolderReader(folder, decoder.arch)
     for name, parameter, layout in decoder.named_layouts():
         parameter.zero_()
         shape = layout.global_shape(parameter.shape)
-        location = places.locate(name, shape)
-        stored = location.tensor.removeprefix(prefix)
-        target = layout.valid_part(parameter)
-        with open_weights(weights.file_of(stored)) as file:
+        reader.read_into(layout.valid_part(parameter), name, layout, shape)
+
+
+class FolderReader:
+    """Slices of our parameters out of a folder whose tensors were checked.
+
+    Raises:
+        UserError: see `load_decoder`.
+    """
+
+    def __init__(self, folder: str | Path, arch: DecoderArchitecture) -> None:
+        self._weights = WeightFolder(folder)
+        self._left_out = _check_tensors(self._weights, arch)
+        self._places = WeightMap(arch)
+
+    def read_into(self, target: torch.Tensor, name: str, layout: TensorLayout, shape: tuple[int, ...]) -> None:
+        """Copy the slice that `layout` describes of parameter `name`, whose whole shape is `shape`, to `target`."""
+        location = self._places.locate(name, shape)
+        stored = location.tensor.removeprefix(self._left_out)
+        with open_weights(self._weights.file_of(stored)) as file:
             for rows, region in location.regions(layout, shape):
                 part = read_region(file, stored, region)
                 target[rows].copy_(part.T if location.transposed else part)

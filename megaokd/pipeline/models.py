@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from megaokd.config import Config
+from megaokd.config import Config, Student
 from megaokd.distill.online_modules import attach_online_modules, first_online_layer
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder, DecoderSlice
+from megaokd.models.from_teacher import chosen_layers, load_from_teacher, student_architecture
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.huggingface_weights import load_decoder
 from megaokd.models.initialize import freeze, initialize_decoder
@@ -53,12 +54,8 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     Raises:
         UserError: a layout that does not fit, an unsupported or damaged model folder, a vocabulary too small.
     """
-    student_arch = (
-        read_architecture(config.student.path)
-        if config.student.path is not None
-        else DecoderArchitecture.from_config(config.student.architecture, vocab_size)
-    )
     teacher_arch = read_architecture(config.teacher.path) if config.teacher.path is not None else None
+    student_arch = _student_architecture(config.student, teacher_arch, vocab_size)
     _check(config, student_arch, teacher_arch, vocab_size)
     tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
     padded = max(arch.vocab_size for arch in (student_arch, teacher_arch) if arch is not None)
@@ -74,7 +71,7 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     teacher_slices = split_model(teacher_arch, count) if teacher_arch is not None else []
     stages = []
     for index in mine:
-        student = _student(config, empty(student_arch, student_slices[index], "float32"))
+        student = _student(config, empty(student_arch, student_slices[index], "float32"), teacher_arch)
         teacher = None
         if teacher_arch is not None:
             teacher = _teacher(config, empty(teacher_arch, teacher_slices[index], config.teacher.dtype))
@@ -116,10 +113,25 @@ def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchite
         raise UserError("teacher.dtype=bfloat16 needs train.precision=bf16; with fp32 keep the teacher in float32")
 
 
-def _student(config: Config, decoder: Decoder) -> Decoder:
+def _student_architecture(
+    student: Student, teacher: DecoderArchitecture | None, vocab_size: int
+) -> DecoderArchitecture:
+    if student.from_teacher is None:
+        if student.path is not None:
+            return read_architecture(student.path)
+        return DecoderArchitecture.from_config(student.architecture, vocab_size)
+    if student.path is not None or teacher is None:
+        raise UserError("student.from_teacher needs teacher.path, and excludes student.path")
+    return student_architecture(student.from_teacher, teacher)
+
+
+def _student(config: Config, decoder: Decoder, teacher: DecoderArchitecture | None) -> Decoder:
     """A slice with the weights that training starts from."""
+    recipe = config.student.from_teacher
     if config.student.path is not None:
         load_decoder(decoder, config.student.path)
+    elif recipe is not None and teacher is not None and config.teacher.path is not None:
+        load_from_teacher(decoder, config.teacher.path, teacher, chosen_layers(recipe, teacher.num_layers))
     else:
         initialize_decoder(decoder, config.train.seed)
     return decoder.train()

@@ -1,4 +1,4 @@
-"""Whole runs with a teacher of one family, by its Hub name, and a student of another, padded differently."""
+"""Whole runs with a teacher by its Hub name: a student of another family, padded differently, or a part of it."""
 
 import json
 import os
@@ -85,3 +85,21 @@ def test_layouts_agree_and_the_student_goes_back(config: dict[str, Any], tmp_pat
             # A bias of the keys adds the same to all scores of a query: its gradient is rounding, which Adam scales up.
             if not (key.endswith("c_attn.bias") and part == 1):
                 torch.testing.assert_close(split, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_student_that_starts_from_the_teacher(config: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {"layers": [0, 2, 3], "hidden_size": 24, "num_heads": 2, "intermediate_size": 48}
+    folder = tmp_path / "run"
+    values = {**config, "student": {"from_teacher": recipe}, "parallel": {"tensor": 2}}
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    must(torchrun(2, "-m", "megaokd.cli", "train", tmp_path / "run.yaml"))
+    check_export(folder)
+    written = json.loads((folder / "student" / "config.json").read_text())
+    assert (written["model_type"], written["num_hidden_layers"], written["hidden_size"]) == ("qwen3", 3, 24)
+    assert (written["num_attention_heads"], written["num_key_value_heads"], written["head_dim"]) == (2, 1, 12)
+    teacher = load_file(tmp_path / "hub" / "models--somebody--teacher" / "snapshots" / COMMIT / "model.safetensors")
+    student = load_file(folder / "student" / "model.safetensors")
+    start = teacher["model.layers.2.mlp.up_proj.weight"][:48, :24]
+    moved = (student["model.layers.1.mlp.up_proj.weight"] - start).abs().max()
+    assert 0 < moved < 0.02, "four steps away from where it started"

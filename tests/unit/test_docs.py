@@ -71,6 +71,8 @@ def default_values(cls: Any) -> dict[str, Any]:
     plain = to_dict(parse_config({"data": {"train": "x"}, "train": {"steps": 1}, "checkpoint": {"folder": "x"}}))
     for part in next(name for name, kind in sections(config.Config) if kind is cls).split("."):
         plain = plain[part]
+    if plain is None:  # a section that is absent by default
+        plain = {field.name: field.default for field in dataclasses.fields(cls)}
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             plain[field.name] = dataclasses.MISSING
