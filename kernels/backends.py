@@ -43,6 +43,20 @@ def select_backend(name: str, device: torch.device) -> Backend:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
     if name == "compiled" and compiled.is_available(device):
         return compiled
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        return _triton(device)
     if name in ("auto", "eager"):
         return eager
     raise RuntimeError(f"backend {name!r} is not available on {device.type}; use 'eager' or 'auto'")
+
+
+def _triton(device: torch.device) -> Backend:
+    """Imported when first asked for: the rest of this folder works where there is no Triton."""
+    try:
+        from .gpu import backend
+    except ImportError as error:
+        raise RuntimeError(
+            "backend 'triton' needs the package triton: pip install triton, on Linux; without it use backend='eager'"
+        ) from error
+    backend.check_device(device)
+    return backend

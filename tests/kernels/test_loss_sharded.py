@@ -14,7 +14,14 @@ TWO_PASS = {"jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "everything"}
 
 
 def check_sharded(
-    mix: str, temperature: float, bounds: list[int], group: dist.ProcessGroup, *, dtype: torch.dtype, tolerance: float
+    mix: str,
+    temperature: float,
+    bounds: list[int],
+    group: dist.ProcessGroup,
+    *,
+    dtype: torch.dtype,
+    tolerance: float,
+    backend: str = "auto",
 ) -> None:
     """One mix on one split; each rank's own gradient must be its columns of the unsharded one, not tp times that."""
     example = make_example(5, VOCAB)
@@ -36,6 +43,7 @@ def check_sharded(
             group=group,
             vocab_start=columns.start,
             vocab_size=VOCAB,
+            backend=backend,
         )
     with CountedCollectives() as backward_calls:
         student_grad, teacher_grad = backward(out, example, student, teacher)

@@ -1,0 +1,1 @@
+"""The loss in Triton: kernels, their launches, and what compilers make of them. Imported only where it is asked for."""
