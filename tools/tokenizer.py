@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from megaokd.cli import run
 from megaokd.data.arguments import add_reading_arguments, examples_from_arguments
-from megaokd.data.examples import Document
+from megaokd.data.examples import Conversation, Document
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train on every prompt, response and text of the input, and write the folder."""
+    """Train on every prompt, response, message and text of the input, and write the folder."""
     parser = argparse.ArgumentParser(prog="megaokd tokenizer", description=__doc__)
     add_reading_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
@@ -28,6 +28,8 @@ def _texts(arguments: argparse.Namespace) -> Iterator[str]:
     for example in examples_from_arguments(arguments):
         if isinstance(example, Document):
             yield example.text
+        elif isinstance(example, Conversation):
+            yield from (message["content"] for message in example.messages)
         else:
             yield example.prompt
             yield example.response

@@ -1,11 +1,13 @@
-"""What a model learns from: an instruction example (prompt, response), or a plain document."""
+"""What a model learns from: an answer to a prompt, the last answer of a conversation, or a plain document."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from megaokd.data.sources import read_records
+from megaokd.data.sources import MalformedRecordError, Parsed, Position, read_chunks
 from megaokd.errors import UserError
+
+Kind = Literal["instruction", "text"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,20 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Messages in the form of chat templates; only the last one, the assistant's, is learned."""
+
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Document:
     """Plain text: all of it is learned."""
 
     text: str
+
+
+Item = Example | Conversation | Document
 
 
 @dataclass(frozen=True)
@@ -31,22 +43,31 @@ class Keys:
     response: str | None = None
     """Default: `response`, or `output` where there is no `response`."""
     text: str = "text"
+    messages: str = "messages"
 
     @property
     def responses(self) -> tuple[str, ...]:
         """The names a response may have, the preferred one first."""
         return ("response", "output") if self.response is None else (self.response,)
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field that may be read."""
+        return (self.prompt, *self.responses, self.text, self.messages)
+
 
 _DEFAULT_KEYS = Keys()
 
 
-def read_examples(
-    inputs: Sequence[str], *, split: str = "train", keys: Keys = _DEFAULT_KEYS
-) -> Iterator[Example | Document]:
+def kind_of(item: Item) -> Kind:
+    """The kind of dataset that an item belongs to."""
+    return "text" if isinstance(item, Document) else "instruction"
+
+
+def read_examples(inputs: Sequence[str], *, split: str = "train", keys: Keys = _DEFAULT_KEYS) -> Iterator[Item]:
     """The examples of all inputs, in order, one at a time; memory does not grow with their number.
 
-    Records with a prompt key are instruction examples, others are documents. All must be of the first one's kind.
+    All must be of the first one's kind, instructions (a prompt or messages) or plain text.
 
     Args:
         inputs: files (.jsonl, .parquet, .txt) or Hugging Face datasets (`name`, `name:configuration`, a local folder).
@@ -56,37 +77,86 @@ def read_examples(
     Raises:
         UserError: nothing there, an unreadable file, a malformed line, a missing field, a field that is not text.
     """
-    kind: type[Example] | type[Document] | None = None
+    kind: Kind | None = None
     for source in inputs:
         empty = True
-        for where, record in read_records(source, split=split, text_key=keys.text):
-            example = _to_example(where, record, keys)
-            kind = kind or type(example)
-            if type(example) is not kind:
-                raise UserError(f"{where}: instruction examples and plain text cannot be mixed in one dataset")
-            empty = False
-            yield example
+        for chunk in read_chunks(source, Position(), split=split, fields=keys.fields, text_key=keys.text):
+            for parsed in chunk.parse():
+                item = to_example(parsed, keys, kind)
+                kind = kind_of(item)
+                empty = False
+                yield item
         if empty:
             raise UserError(f"{source}: the dataset is empty")
 
 
-def _to_example(where: str, record: dict[str, Any], keys: Keys) -> Example | Document:
+def first_kind(inputs: Sequence[str], *, split: str, keys: Keys, skip_malformed: bool) -> Kind:
+    """The kind of the first example; reads no further.
+
+    Raises:
+        UserError: as `read_examples`; with `skip_malformed`, no input holds an example.
+    """
+    for source in inputs:
+        for chunk in read_chunks(source, Position(), split=split, fields=keys.fields, text_key=keys.text):
+            for parsed in chunk.parse():
+                try:
+                    return kind_of(to_example(parsed, keys, None))
+                except MalformedRecordError:
+                    if not skip_malformed:
+                        raise
+    raise UserError(f"{', '.join(inputs)}: no usable example in the whole input; the dataset is empty")
+
+
+def to_example(parsed: Parsed, keys: Keys, kind: Kind | None) -> Item:
+    """The example in a record.
+
+    Raises:
+        MalformedRecordError: the record could not be parsed, lacks a field, or is not of `kind` where one is asked for.
+    """
+    where, record = parsed
+    if isinstance(record, MalformedRecordError):
+        raise MalformedRecordError(f"{where}: {record}")
+    item = _to_item(where, record, keys)
+    if kind is not None and kind_of(item) != kind:
+        raise MalformedRecordError(f"{where}: instruction examples and plain text cannot be mixed in one dataset")
+    return item
+
+
+def _to_item(where: str, record: dict[str, Any], keys: Keys) -> Item:
+    if keys.messages in record:
+        return Conversation(_messages(where, record[keys.messages], keys.messages))
     if keys.prompt in record:
         response_key = next((key for key in keys.responses if key in record), None)
         if response_key is None:
-            raise UserError(f"{where}: no {_either(keys.responses)} beside {keys.prompt!r}; {_found(record)}")
+            raise MalformedRecordError(
+                f"{where}: no {_either(keys.responses)} beside {keys.prompt!r}; {_found(record)}"
+            )
         return Example(_text(where, record, keys.prompt), _text(where, record, response_key))
     if keys.text in record:
         return Document(_text(where, record, keys.text))
-    raise UserError(
-        f"{where}: neither {keys.prompt!r} with {_either(keys.responses)} nor {keys.text!r}; {_found(record)}"
+    raise MalformedRecordError(
+        f"{where}: neither {keys.prompt!r} with {_either(keys.responses)} nor {keys.messages!r} nor {keys.text!r}; "
+        f"{_found(record)}"
     )
+
+
+def _messages(where: str, value: Any, key: str) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise MalformedRecordError(f"{where}: {key!r} must be a list of messages, found {type(value).__name__}")
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
+            raise MalformedRecordError(
+                f"{where}: message {number} of {key!r} must have 'role' and 'content', both text"
+            )
+    if value[-1]["role"] != "assistant":
+        raise MalformedRecordError(f"{where}: the last message must be the assistant's, found {value[-1]['role']!r}")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
 
 
 def _text(where: str, record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
-        raise UserError(f"{where}: the value of {key!r} must be text, found {type(value).__name__}")
+        raise MalformedRecordError(f"{where}: the value of {key!r} must be text, found {type(value).__name__}")
     return value
 
 

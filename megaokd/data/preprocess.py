@@ -1,67 +1,209 @@
-"""Examples -> a token dataset on disk (`token_format`), written in one pass with constant memory."""
+"""Files of examples -> a token dataset on disk (`token_format`), in parallel, in one pass, with constant memory.
 
+The result depends on the inputs and the options alone: not on the number of workers, nor on how often the job was
+killed and started again.
+"""
+
+import dataclasses
 import hashlib
+import json
 import os
 import shutil
-from array import array
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from megaokd.data.examples import Document, Example
-from megaokd.data.token_format import INDEX_FILE, META_FILE, TOKENIZER_FOLDER, TOKENS_FILE, Meta, token_dtype
-from megaokd.data.tokenizer import (
-    bos_ids,
-    encode_prompts,
-    encode_texts,
-    save_tokenizer,
-    vocabulary_hash,
-    vocabulary_size,
-)
+from megaokd.data.examples import Keys, Kind, first_kind
+from megaokd.data.journal import Journal
+from megaokd.data.sources import Chunk, Position, read_chunks, source_size
+from megaokd.data.token_format import FORMAT_VERSION, META_FILE, TOKENIZER_FOLDER, Meta, token_dtype
+from megaokd.data.tokenization import ChunkTokenizer, TokenizedChunk, TokenizerOptions, load_template_tokenizer
+from megaokd.data.tokenizer import save_tokenizer, vocabulary_hash, vocabulary_size
+from megaokd.data.workers import OrderedPool, available_cores
 from megaokd.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BATCH = 1024  # examples tokenized at once
+OnError = Literal["stop", "skip"]
 
-TokenizedExample = tuple[list[int], int]  # token ids, prompt length
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions:
+    """Everything but the inputs, the tokenizer and the output."""
+
+    split: str = "train"
+    keys: Keys = field(default_factory=Keys)
+    eos_token: str | None = None
+    chat_template: str | None = None
+    block_length: int = 512
+    """Positions of an example of plain text."""
+    on_error: OnError = "stop"
+    """What a malformed record does: end the job, or be left out and listed."""
+    workers: int = field(default_factory=available_cores)
+    overwrite: bool = False
+    progress: bool = False
+    commit_seconds: float = 10.0
+    """At most so much work is done again after a kill."""
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What was written, and what had to be left out."""
+
+    meta: Meta
+    num_malformed: int
+    resumed: bool
 
 
 def preprocess(
-    examples: Iterable[Example | Document],
-    tokenizer: "PreTrainedTokenizerBase",
-    output: str | Path,
-    *,
-    block_length: int = 512,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> Meta:
-    """Tokenize `examples` and write the dataset folder `output`, which appears only when it is complete.
+    inputs: Sequence[str], tokenizer: str, output: str | Path, options: PreprocessOptions | None = None
+) -> Preprocessed:
+    """Tokenize the inputs (see `read_examples`) and write the folder `output`, which appears when it is complete.
 
-    An instruction example becomes [bos] + prompt + response + [eos]; prompt and response are tokenized apart, so the
-    prompt's ids are those of a generation from the prompt alone, and the boundary of the loss is exact.
-    Documents become one stream of [bos] + text + [eos], cut into examples of block_length + 1 tokens that share one
-    token with the next, so that every token but the first is predicted once, in block_length positions an example.
+    What becomes of an example is said at `ChunkTokenizer`. Documents become one stream, cut into examples of
+    block_length + 1 tokens that share one token with the next, so that every token but the first is predicted once.
 
     Raises:
-        UserError: `output` exists (and `overwrite` is off, or it is not a token dataset), or the examples hold nothing
-            to predict.
+        UserError: `output` exists (and `overwrite` is off, or it is not a token dataset), an input cannot be read, a
+            record is malformed (with `on_error` stop), or there is nothing to predict.
     """
+    options = options or PreprocessOptions()
     output = Path(output)
-    _check_output(output, overwrite)
+    _check_output(output, options.overwrite)
+    kind = first_kind(inputs, split=options.split, keys=options.keys, skip_malformed=options.on_error == "skip")
+    how = TokenizerOptions(
+        tokenizer=tokenizer,
+        eos_token=options.eos_token,
+        chat_template=options.chat_template,
+        keys=options.keys,
+        kind=kind,
+    )
+    loaded = load_template_tokenizer(how)
     partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        meta = _write(examples, tokenizer, partial, block_length, progress)
+    dtype = token_dtype(vocabulary_size(loaded))
+    with Journal(partial, _signature(inputs, loaded, how, options), dtype) as journal:
+        _Job(inputs, how, options, journal).run()
+        done = Preprocessed(_finish(journal, loaded, kind), journal.progress.num_malformed, journal.resumed)
         _move_into_place(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return done
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where the job is once a chunk is done."""
+
+    source: int
+    end: Position
+    size: float
+
+
+class _Job:
+    """The loop: chunks out to the workers, tokens back in order, the journal now and then."""
+
+    def __init__(
+        self, inputs: Sequence[str], how: TokenizerOptions, options: PreprocessOptions, journal: Journal
+    ) -> None:
+        self.inputs = inputs
+        self.how = how
+        self.options = options
+        self.journal = journal
+        journal.progress.records = journal.progress.records or [0] * len(inputs)
+        self._committed_at = time.monotonic()
+
+    def run(self) -> None:
+        pool: OrderedPool[_Mark, Chunk, TokenizedChunk] = OrderedPool(ChunkTokenizer, self.how, self.options.workers)
+        progress = self.journal.progress
+        with self._bar() as bar:
+            for mark, tokenized in pool.map(self._chunks()):
+                self._take(mark, tokenized)
+                bar.update(mark.size)
+                bar.set_postfix(tokens=progress.num_tokens, malformed=progress.num_malformed, refresh=False)
+        if len(progress.carry) > 1:
+            self.journal.add_blocks(self._stream(np.zeros(0, dtype=np.int64)), self.options.block_length)
+        progress.carry = []
+        for source, records in zip(self.inputs, progress.records, strict=True):
+            if not records:
+                raise UserError(f"{source}: the dataset is empty")
+        if progress.num_loss_tokens == 0:
+            raise UserError("nothing to learn in these examples: there is no token to predict")
+        self.journal.commit()
+
+    def _chunks(self) -> Iterator[tuple[_Mark, Chunk]]:
+        progress = self.journal.progress
+        start = Position(progress.offset, progress.line)
+        keys, split = self.options.keys, self.options.split
+        for number in range(progress.source, len(self.inputs)):
+            source = self.inputs[number]
+            for chunk in read_chunks(source, start, split=split, fields=keys.fields, text_key=keys.text):
+                yield _Mark(number, chunk.end, chunk.size), chunk
+            start = Position()
+
+    def _take(self, mark: _Mark, tokenized: TokenizedChunk) -> None:
+        progress = self.journal.progress
+        if tokenized.malformed and self.options.on_error == "stop":
+            raise UserError(f"{tokenized.malformed[0]} (--on-error skip leaves such records out and lists them)")
+        self.journal.add_malformed(tokenized.malformed)
+        if self.how.kind == "text":
+            self._add_text(tokenized)
+        else:
+            self.journal.add(tokenized.tokens, tokenized.lengths, tokenized.prompt_lengths)
+        progress.records[mark.source] += tokenized.records
+        progress.source, progress.offset, progress.line = mark.source, mark.end.offset, mark.end.line
+        progress.done += mark.size
+        if time.monotonic() - self._committed_at >= self.options.commit_seconds:
+            self.journal.commit()
+            self._committed_at = time.monotonic()
+
+    def _add_text(self, tokenized: TokenizedChunk) -> None:
+        length = self.options.block_length
+        stream = self._stream(tokenized.tokens)
+        whole = max(len(stream) - 1, 0) // length * length
+        self.journal.add_blocks(stream[: whole + 1], length)
+        self.journal.progress.carry = [int(token) for token in stream[whole:]]
+
+    def _stream(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Text that is left from the chunk before, and `tokens`, in the dtype of tokens.bin."""
+        return np.concatenate((np.asarray(self.journal.progress.carry), tokens)).astype(self.journal.dtype)
+
+    def _bar(self) -> "tqdm[Any]":
+        """Bytes of files with the time left, or records; without a terminal a line a minute."""
+        sizes = [source_size(source) for source in self.inputs]
+        known = [size for size in sizes if size is not None]
+        is_terminal = sys.stderr.isatty()
+        return tqdm(
+            total=sum(known) if len(known) == len(sizes) else None,
+            initial=self.journal.progress.done,
+            desc="tokenizing",
+            unit="B" if len(known) == len(sizes) else " records",
+            unit_scale=True,
+            mininterval=0.5 if is_terminal else 60.0,
+            delay=0.0 if is_terminal else 60.0,
+            disable=not self.options.progress,
+        )
+
+
+def _finish(journal: Journal, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> Meta:
+    save_tokenizer(tokenizer, journal.folder / TOKENIZER_FOLDER)
+    vocabulary = vocabulary_hash(tokenizer)
+    progress = journal.progress
+    meta = Meta(
+        kind=kind,
+        num_examples=progress.num_examples,
+        num_tokens=progress.num_tokens,
+        num_loss_tokens=progress.num_loss_tokens,
+        vocab_size=vocabulary_size(tokenizer),
+        vocabulary_hash=vocabulary,
+        fingerprint=journal.finish(vocabulary),
+    )
+    meta.write(journal.folder)
     return meta
 
 
@@ -83,95 +225,22 @@ def _move_into_place(partial: Path, output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(
-    examples: Iterable[Example | Document],
-    tokenizer: "PreTrainedTokenizerBase",
-    folder: Path,
-    block_length: int,
-    progress: bool,
-) -> Meta:
-    stream = iter(tqdm(examples, desc="tokenizing", unit=" examples", disable=not progress))
-    first = next(stream, None)
-    writer = _Writer(folder, vocabulary_size(tokenizer))
-    with writer:
-        if first is not None:
-            for ids, prompt_length in _tokenize(chain([first], stream), tokenizer, block_length):
-                writer.add(ids, prompt_length)
-    if writer.num_loss_tokens == 0:
-        raise UserError("nothing to learn in these examples: there is no token to predict")
-    save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
-    return writer.finish("text" if isinstance(first, Document) else "instruction", vocabulary_hash(tokenizer))
-
-
-class _Writer:
-    """tokens.bin, written as the examples come; then index.npy and meta.json."""
-
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self.num_loss_tokens = 0
-        self._folder = folder
-        self._vocab_size = vocab_size
-        self._dtype = token_dtype(vocab_size)
-        self._num_tokens = 0
-        self._index = array("q")
-        self._digest = hashlib.sha256()
-        self._file = (folder / TOKENS_FILE).open("wb")
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def add(self, ids: list[int], prompt_length: int) -> None:
-        assert max(ids) < self._vocab_size
-        data = np.asarray(ids, dtype=self._dtype).tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self._index.extend((self._num_tokens, len(ids), prompt_length))
-        self._num_tokens += len(ids)
-        self.num_loss_tokens += len(ids) - prompt_length
-
-    def finish(self, kind: Literal["instruction", "text"], vocabulary: str) -> Meta:
-        index = np.frombuffer(self._index, dtype=np.int64).reshape(-1, 3)
-        np.save(self._folder / INDEX_FILE, index)
-        self._digest.update(index.tobytes())
-        self._digest.update(vocabulary.encode())
-        meta = Meta(
-            kind=kind,
-            num_examples=len(index),
-            num_tokens=self._num_tokens,
-            num_loss_tokens=self.num_loss_tokens,
-            vocab_size=self._vocab_size,
-            vocabulary_hash=vocabulary,
-            fingerprint=self._digest.hexdigest(),
-        )
-        meta.write(self._folder)
-        return meta
-
-
-def _tokenize(
-    examples: Iterator[Example | Document], tokenizer: "PreTrainedTokenizerBase", block_length: int
-) -> Iterator[TokenizedExample]:
-    stream: list[int] = []
-    while batch := list(islice(examples, _BATCH)):
-        yield from _instruction(tokenizer, [item for item in batch if isinstance(item, Example)])
-        stream += _document_ids(tokenizer, [item.text for item in batch if isinstance(item, Document)])
-        start = 0
-        while len(stream) - start > block_length:
-            yield stream[start : start + block_length + 1], 1
-            start += block_length
-        del stream[:start]
-    if len(stream) > 1:
-        yield stream, 1
-
-
-def _instruction(tokenizer: "PreTrainedTokenizerBase", batch: list[Example]) -> Iterator[TokenizedExample]:
-    prompts = encode_prompts(tokenizer, [example.prompt for example in batch])
-    responses = encode_texts(tokenizer, [example.response for example in batch])
-    for prompt, response in zip(prompts, responses, strict=True):
-        yield [*prompt, *response, int(tokenizer.eos_token_id)], max(len(prompt), 1)
-
-
-def _document_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[int]:
-    start = bos_ids(tokenizer)
-    return [token for ids in encode_texts(tokenizer, texts) for token in (*start, *ids, int(tokenizer.eos_token_id))]
+def _signature(
+    inputs: Sequence[str], tokenizer: "PreTrainedTokenizerBase", how: TokenizerOptions, options: PreprocessOptions
+) -> str:
+    """Changes with whatever the tokens depend on; a file's content is taken to follow its size and time of change."""
+    files = [file for source in inputs for path in [Path(source)] for file in (sorted(path.rglob("*")) or [path])]
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = (
+        FORMAT_VERSION,
+        list(inputs),
+        stamps,
+        options.split,
+        options.block_length,
+        dataclasses.asdict(how),
+        vocabulary_hash(tokenizer),
+        backend.to_str() if backend is not None else None,
+        tokenizer.chat_template,
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,112 +1,256 @@
-"""Records (dictionaries) from JSONL, Parquet and text files and from Hugging Face datasets, one at a time.
+"""Records (dictionaries) from JSONL, Parquet and text files and from Hugging Face datasets, in chunks.
 
-Each record comes with the place where it stands, as `file:line` or `file, row N`, for error messages.
+A chunk is cut by whoever reads the file and parsed by whoever needs the records, in another process perhaps. It knows
+where reading goes on after it, so that a job that was killed can continue there.
 """
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from megaokd.data.hub import may_be_hub_name
 from megaokd.errors import UserError
 
+CHUNK_BYTES = 1 << 19
+CHUNK_ROWS = 1024
+
 _FILE_ENDINGS = (".jsonl", ".parquet", ".txt", ".json", ".csv")  # a name that ends so was meant as a file
 
-Record = tuple[str, dict[str, Any]]  # where it stands, its fields
+
+class MalformedRecordError(UserError):
+    """One record that is not what it should be; the ones after it can still be read."""
 
 
-def read_records(source: str, *, split: str, text_key: str) -> Iterator[Record]:
-    """Every record of a file (.jsonl, .parquet, .txt), or of a Hugging Face dataset name or folder.
+Parsed = tuple[str, dict[str, Any] | MalformedRecordError]
+"""Where a record stands (`file:line` or `file, row N`), and its fields."""
 
-    `split` names the part of a Hugging Face dataset. A .txt file gives records with the one key `text_key`: what stands
-    between blank lines.
+
+@dataclass(frozen=True)
+class Position:
+    """Where a chunk begins in its source."""
+
+    offset: int = 0
+    """Bytes of a text file, rows of anything else."""
+    line: int = 0
+    """Lines of a text file in front of it."""
+
+
+class Chunk(Protocol):
+    """Records that stand together."""
+
+    @property
+    def end(self) -> Position:
+        """Where the next chunk begins."""
+        ...
+
+    @property
+    def size(self) -> float:
+        """Its part of `source_size`; 1 a record where that is not known."""
+        ...
+
+    def parse(self) -> Iterator[Parsed]:
+        """The records, in order."""
+        ...
+
+
+def read_chunks(source: str, start: Position, *, split: str, fields: tuple[str, ...], text_key: str) -> Iterator[Chunk]:
+    """Everything in a file (.jsonl, .parquet, .txt) or a Hugging Face dataset from `start` on.
+
+    Args:
+        source: a file, a Hugging Face name (`name` or `name:configuration`) or folder.
+        start: the beginning, or the end of a chunk that was read before.
+        split: the part of a Hugging Face dataset.
+        fields: what is read of a table's rows; JSONL records are parsed whole.
+        text_key: the one field of a .txt file's records; a record is what stands between blank lines.
 
     Raises:
-        UserError: a missing or unreadable file, a kind of file that is not known, a line that is not what it should be.
+        UserError: a missing or unreadable file, a kind of file that is not known.
     """
     path = Path(source)
     if path.is_file():
-        return _file_reader(path, text_key)(path)
+        readers: dict[str, Callable[[], Iterator[Chunk]]] = {
+            ".jsonl": lambda: _jsonl(path, start),
+            ".parquet": lambda: _parquet(path, start, fields),
+            ".txt": lambda: _paragraphs(path, start, text_key),
+        }
+        if path.suffix not in readers:
+            ending = path.suffix or "no ending"
+            raise UserError(f"{path}: a data file must end in {', '.join(readers)}, found {ending!r}")
+        return readers[path.suffix]()
     if path.is_dir() or (may_be_hub_name(source) and path.suffix not in _FILE_ENDINGS):
-        return _hugging_face(source, split)
+        return _hugging_face(source, start, split, fields)
     raise UserError(f"{source}: there is no such file or folder")
 
 
-def _file_reader(path: Path, text_key: str) -> Callable[[Path], Iterator[Record]]:
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
-        ".jsonl": _jsonl,
-        ".parquet": _parquet,
-        ".txt": lambda file: _paragraphs(file, text_key),
-    }
-    if path.suffix not in readers:
-        raise UserError(f"{path}: a data file must end in {', '.join(readers)}, found {path.suffix or 'no ending'!r}")
-    return readers[path.suffix]
+def source_size(source: str) -> int | None:
+    """Bytes of a file; None for a Hugging Face dataset."""
+    path = Path(source)
+    return path.stat().st_size if path.is_file() else None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+@dataclass(frozen=True)
+class JsonLines:
+    """Lines of a JSONL file."""
+
+    path: str
+    lines: list[bytes]
+    first: int
+    """Number of the first line, counted from 1."""
+    end: Position
+
+    @property
+    def size(self) -> float:
+        """Bytes."""
+        return sum(map(len, self.lines))
+
+    def parse(self) -> Iterator[Parsed]:
+        """One record a line; blank lines are none."""
+        for number, line in enumerate(self.lines, self.first):
+            if line.strip():
+                where = f"{self.path}:{number}"
+                try:
+                    yield where, _json_object(_decode(line, number))
+                except MalformedRecordError as error:
+                    yield where, error
+
+
+@dataclass(frozen=True)
+class Paragraphs:
+    """Lines of a text file, whole paragraphs."""
+
+    path: str
+    lines: list[bytes]
+    first: int
+    end: Position
+    text_key: str
+
+    @property
+    def size(self) -> float:
+        """Bytes."""
+        return sum(map(len, self.lines))
+
+    def parse(self) -> Iterator[Parsed]:
+        """One record for what stands between blank lines."""
+        paragraph: list[bytes] = []
+        for number, line in enumerate([*self.lines, b""], self.first):
+            if line.strip(b"\xef\xbb\xbf \t\r\n") if number == 1 else line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield self._record(paragraph, number - len(paragraph))
+                paragraph = []
+
+    def _record(self, paragraph: list[bytes], first: int) -> Parsed:
+        where = f"{self.path}:{first}"
+        try:
+            lines = [_decode(line, number) for number, line in enumerate(paragraph, first)]
+        except MalformedRecordError as error:
+            return where, error
+        return where, {self.text_key: "".join(lines).rstrip("\r\n")}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table: a pyarrow record batch, or dictionaries."""
+
+    source: str
+    rows: Any
+    first: int
+    """Number of the first row, counted from 1."""
+    end: Position
+    size: float
+
+    def parse(self) -> Iterator[Parsed]:
+        """One record a row."""
+        rows = self.rows if isinstance(self.rows, list) else self.rows.to_pylist()
+        for number, row in enumerate(rows, self.first):
+            yield f"{self.source}, row {number}", row
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedRecordError(f"not UTF-8 text ({error.reason}, byte {error.start} of line {number})") from None
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MalformedRecordError(
+            f"not valid JSON ({error.msg}, column {error.colno}); each line must be one object"
+        ) from None
+    except RecursionError:
+        raise MalformedRecordError("not valid JSON (nested too deeply); each line must be one object") from None
+    if not isinstance(record, dict):
+        raise MalformedRecordError(f"each line must be one JSON object, found {type(record).__name__}")
+    return record
+
+
+def _jsonl(path: Path, start: Position) -> Iterator[JsonLines]:
+    for lines, first, end in _line_blocks(path, start, until_blank=False):
+        yield JsonLines(str(path), lines, first, end)
+
+
+def _paragraphs(path: Path, start: Position, text_key: str) -> Iterator[Paragraphs]:
+    for lines, first, end in _line_blocks(path, start, until_blank=True):
+        yield Paragraphs(str(path), lines, first, end, text_key)
+
+
+def _line_blocks(path: Path, start: Position, *, until_blank: bool) -> Iterator[tuple[list[bytes], int, Position]]:
+    offset, number = start.offset, start.line
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
+            file.seek(offset)
+            while lines := file.readlines(CHUNK_BYTES):
+                while until_blank and lines[-1].strip() and (line := file.readline()):
+                    lines.append(line)
+                first, number = number + 1, number + len(lines)
+                offset += sum(map(len, lines))
+                yield lines, first, Position(offset, number)
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror})") from None
 
 
-def _jsonl(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}); each line must be one object"
-            ) from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: each line must be one JSON object, found {type(record).__name__}")
-        yield f"{path}:{number}", record
-
-
-def _paragraphs(path: Path, text_key: str) -> Iterator[Record]:
-    lines: list[str] = []
-    start = 0
-    for number, line in _lines(path):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
-            yield f"{path}:{start}", {text_key: "".join(lines).rstrip("\r\n")}
-            lines = []
-    if lines:
-        yield f"{path}:{start}", {text_key: "".join(lines).rstrip("\r\n")}
-
-
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path, start: Position, fields: tuple[str, ...]) -> Iterator[Rows]:
     import pyarrow
     import pyarrow.parquet
 
-    row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield f"{path}, row {row}", record
+            # With none of the fields there, the names of all columns belong in the message.
+            columns = [name for name in file.schema_arrow.names if name in fields] or None
+            row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
+            row = 0
+            for group in range(file.num_row_groups):
+                end = row + file.metadata.row_group(group).num_rows
+                if end <= start.offset:
+                    row = end
+                    continue
+                for batch in file.iter_batches(batch_size=CHUNK_ROWS, row_groups=[group], columns=columns):
+                    fresh = batch.slice(min(max(start.offset - row, 0), len(batch)))
+                    first = row + len(batch) - len(fresh) + 1
+                    row += len(batch)
+                    if len(fresh):
+                        yield Rows(str(path), fresh, first, Position(row), len(fresh) * row_bytes)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
 
-def _hugging_face(source: str, split: str) -> Iterator[Record]:
+def _hugging_face(source: str, start: Position, split: str, fields: tuple[str, ...]) -> Iterator[Rows]:
     import datasets
 
     name, _, configuration = source.partition(":")
+    row = start.offset
     try:
         records = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
-        for row, record in enumerate(records, start=1):
-            yield f"{source}, row {row}", record
+        for batch in records.skip(row).iter(batch_size=CHUNK_ROWS):
+            columns = {key: values for key, values in batch.items() if key in fields} or batch
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            first, row = row + 1, row + len(rows)
+            yield Rows(source, rows, first, Position(row), len(rows))
     except Exception as error:  # the hub, its caches and the builders raise whatever they meet
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -3,6 +3,7 @@
     tokens.bin    the token ids of all examples, one after another; uint16 where the vocabulary fits, else uint32
     index.npy     int64 [examples, 3]: first token in tokens.bin, number of tokens, prompt length
     meta.json     the fields of `Meta`
+    malformed.txt one line for each record that was left out, where there were any
     tokenizer/    the tokenizer's own files, so that an exported student can carry them
 
 The prompt length counts the leading tokens whose prediction carries no loss. The first token of an example is never
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 TOKENS_FILE = "tokens.bin"
 INDEX_FILE = "index.npy"
 META_FILE = "meta.json"
+MALFORMED_FILE = "malformed.txt"
 TOKENIZER_FOLDER = "tokenizer"
 
 

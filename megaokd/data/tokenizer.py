@@ -1,4 +1,4 @@
-"""Any Hugging Face tokenizer: loading it, encoding with it, and telling whether two have the same vocabulary.
+"""Any Hugging Face or sentencepiece tokenizer: loading it, encoding, telling whether two have the same vocabulary.
 
 A teacher and a student can be distilled into one another only if each id means the same token to both; the hash of the
 vocabulary travels with every token dataset so that this can be refused before a step is made.
@@ -11,36 +11,85 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.data.hub import may_be_hub_name
+from megaokd.data.sentencepiece_model import from_sentencepiece
 from megaokd.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_PROBES = (
+    "A plain sentence, 1234.",
+    "  two  spaces ",
+    "caf\u00e9 \u6f22\u5b57 \U0001f600",
+    "a\tb\n\nc",
+    "\uff21\ufb01 e\u0301",
+)
 
 
-def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a folder, or of a model name that transformers can find.
+def load_tokenizer(path_or_name: str | Path, *, eos_token: str | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a folder, in a file (tokenizer.json or a sentencepiece .model), or of a name on the hub.
+
+    Args:
+        path_or_name: where it is.
+        eos_token: the end-of-sequence token, for a file that does not say which it is.
 
     Raises:
-        UserError: nothing there that transformers can load, or a tokenizer without an end-of-sequence token.
+        UserError: nothing there that transformers can load, a sentencepiece model that it cannot represent, or a
+            tokenizer without an end-of-sequence token.
     """
-    from transformers import AutoTokenizer
-
-    if Path(path_or_name).is_file():
-        raise UserError(f"{path_or_name}: expected a tokenizer's folder, this is a file")
-    if not Path(path_or_name).is_dir() and not may_be_hub_name(str(path_or_name)):
+    path = Path(path_or_name)
+    if not path.exists() and not may_be_hub_name(str(path_or_name)):
         raise UserError(f"{path_or_name}: there is no such tokenizer folder; `megaokd tokenizer` trains one")
+    if path.is_file() and path.suffix not in (".json", ".model"):
+        raise UserError(f"{path_or_name}: expected a tokenizer's folder, a tokenizer.json or a sentencepiece .model")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path_or_name))
+        tokenizer = _load(path_or_name)
     except Exception as error:  # transformers raises whatever its parsers meet; all of it means the same to the user
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path_or_name}: no tokenizer can be loaded from here ({type(error).__name__}: {reason})"
         ) from error
+    if path.suffix == ".model" and path.is_file():
+        _check_conversion(tokenizer, path)
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise UserError(f"{path_or_name}: the vocabulary has no token {eos_token!r}")
+        tokenizer.eos_token = eos_token
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{path_or_name}: the tokenizer has no end-of-sequence token (eos_token); examples need one")
+        raise UserError(
+            f"{path_or_name}: the tokenizer has no end-of-sequence token (eos_token), and examples need one; "
+            "`megaokd preprocess --eos-token TOKEN` names it"
+        )
     return tokenizer
+
+
+def _load(path_or_name: str | Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(path_or_name)
+    tokenizer: PreTrainedTokenizerBase
+    if path.is_file() and path.suffix == ".model":
+        return from_sentencepiece(path)
+    if path.is_file() and not (path.parent / "tokenizer_config.json").is_file():
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        return tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent if path.is_file() else path_or_name))
+    return tokenizer
+
+
+def _check_conversion(tokenizer: "PreTrainedTokenizerBase", model: Path) -> None:
+    """Refuse a sentencepiece model that gives other ids once it is a Hugging Face tokenizer."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for text, ids in zip(_PROBES, encode_texts(tokenizer, _PROBES), strict=True):
+        expected = processor.encode(text)
+        if ids != expected:
+            raise UserError(
+                f"{model}: transformers gives other ids than sentencepiece for {text!r} ({ids[:8]} and "
+                f"{expected[:8]}); use the Hugging Face folder of this tokenizer"
+            )
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -52,12 +101,32 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
             shutil.copyfile(source, folder / name)
 
 
-def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without bos or eos."""
+def encode_texts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, markup: bool = False
+) -> list[list[int]]:
+    """Token ids of each text, without bos or eos added.
+
+    Args:
+        tokenizer: any.
+        texts: any text.
+        markup: the texts come from a chat template: special tokens that they spell out become those tokens.
+    """
     if not texts:
         return []
+    split = False if markup else bool(getattr(tokenizer, "split_special_tokens", False))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = split
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     ids: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+        split_special_tokens=split,
     )["input_ids"]
     return ids
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import sentencepiece
 
+from megaokd.data.sentencepiece_model import SPACE, merges
 from megaokd.errors import UserError
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -22,7 +23,6 @@ SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
 MAX_LINES = 1_000_000
 """Training looks at this many lines, the first ones; more changes little and costs memory."""
 
-_SPACE = "\u2581"  # sentencepiece writes a space as this character
 _MODEL_FILE = "tokenizer.model"
 
 
@@ -113,36 +113,17 @@ def _build_fast_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> An
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges(processor),
+            merges=merges(processor),
             unk_token=SPECIAL_TOKENS["unk_token"],
             fuse_unk=True,
             byte_fallback=True,
         )
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     bos = SPECIAL_TOKENS["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS.values()])
     return tokenizer
-
-
-def _merges(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third one, best piece first.
-
-    sentencepiece joins the adjacent pair whose result scores highest, whichever way the result is split; its BPE gives
-    pieces scores that fall with their id, so the order of ids is the order of merges.
-    """
-    pieces = {
-        processor.id_to_piece(index): index
-        for index in range(processor.get_piece_size())
-        if not (processor.is_byte(index) or processor.is_control(index) or processor.is_unknown(index))
-    }
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in pieces
-        for cut in range(1, len(piece))
-        if piece[:cut] in pieces and piece[cut:] in pieces
-    ]

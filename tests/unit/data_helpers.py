@@ -8,7 +8,6 @@ from typing import Any
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Example
 from megaokd.data.preprocess import preprocess
-from megaokd.data.tokenizer import load_tokenizer
 from megaokd.data.tokenizer_training import train_tokenizer
 
 EXAMPLES = [
@@ -25,7 +24,9 @@ def tokenizer_folder(folder: Path, vocab_size: int = 300) -> Path:
 
 def token_dataset(folder: Path, examples: Sequence[Example] = EXAMPLES) -> TokenDataset:
     """`examples` tokenized with that tokenizer."""
-    preprocess(examples, load_tokenizer(tokenizer_folder(folder / "tokenizer")), folder / "data")
+    records = [{"prompt": example.prompt, "response": example.response} for example in examples]
+    source = write_jsonl(folder / "examples.jsonl", records)
+    preprocess([str(source)], str(tokenizer_folder(folder / "tokenizer")), folder / "data")
     return TokenDataset(folder / "data")
 
 

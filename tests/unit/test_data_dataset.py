@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import pytest
 
 from megaokd.cli import main
 from megaokd.data.dataset import TokenDataset
-from megaokd.data.examples import Document, Example
-from megaokd.data.preprocess import preprocess
-from megaokd.data.token_format import token_dtype
+from megaokd.data.examples import Example
+from megaokd.data.preprocess import PreprocessOptions, preprocess
+from megaokd.data.token_format import Meta, token_dtype
 from megaokd.data.tokenizer import encode_prompts, encode_texts, load_tokenizer, vocabulary_hash
 from megaokd.errors import UserError
 from tests.unit.data_helpers import EXAMPLES, token_dataset, tokenizer_folder, write_jsonl
@@ -48,7 +48,9 @@ def test_instruction_examples_are_bos_prompt_response_eos(dataset: TokenDataset)
 def test_documents_are_one_stream_in_which_every_token_is_predicted_once(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder(tmp_path / "tokenizer"))
     texts = [f"Document {n}: " + "a list, " * n for n in range(30)]
-    meta = preprocess(map(Document, texts), tokenizer, tmp_path / "data", block_length=16)
+    source = write_jsonl(tmp_path / "x.jsonl", [{"text": text} for text in texts])
+    options = PreprocessOptions(block_length=16)
+    meta = preprocess([str(source)], str(tmp_path / "tokenizer"), tmp_path / "data", options).meta
     stream = [token for ids in encode_texts(tokenizer, texts) for token in (1, *ids, 2)]
     dataset = TokenDataset(tmp_path / "data")
     blocks = [dataset[index].tolist() for index in range(len(dataset))]
@@ -67,13 +69,21 @@ def test_text_markup_never_becomes_a_special_token(tmp_path: Path) -> None:
     assert dataset[0].tolist().count(1) == 1
 
 
+def preprocess_examples(
+    examples: Sequence[Example], folder: Path, output: Path, options: PreprocessOptions | None = None
+) -> Meta:
+    """With the tokenizer of a token dataset's folder."""
+    source = write_jsonl(folder / "examples.jsonl", [{"prompt": e.prompt, "response": e.response} for e in examples])
+    return preprocess([str(source)], str(folder / "tokenizer"), output, options).meta
+
+
 def test_the_fingerprint_follows_the_content(dataset: TokenDataset, tmp_path: Path) -> None:
-    assert TokenDataset(copy_of(dataset, tmp_path)).fingerprint == dataset.fingerprint
-    tokenizer = load_tokenizer(dataset.tokenizer_path)
-    assert preprocess(EXAMPLES, tokenizer, tmp_path / "again").fingerprint == dataset.fingerprint
-    assert preprocess(EXAMPLES[::-1], tokenizer, tmp_path / "reversed").fingerprint != dataset.fingerprint
+    folder = copy_of(dataset, tmp_path)
+    assert TokenDataset(folder).fingerprint == dataset.fingerprint
+    assert preprocess_examples(EXAMPLES, folder, tmp_path / "again").fingerprint == dataset.fingerprint
+    assert preprocess_examples(EXAMPLES[::-1], folder, tmp_path / "reversed").fingerprint != dataset.fingerprint
     moved = [Example(EXAMPLES[0].prompt + "R", EXAMPLES[0].response[1:]), *EXAMPLES[1:]]
-    assert preprocess(moved, tokenizer, tmp_path / "moved").fingerprint != dataset.fingerprint
+    assert preprocess_examples(moved, folder, tmp_path / "moved").fingerprint != dataset.fingerprint
 
 
 def test_a_large_vocabulary_needs_wider_tokens() -> None:
@@ -82,33 +92,36 @@ def test_a_large_vocabulary_needs_wider_tokens() -> None:
 
 
 def test_nothing_is_left_of_a_run_that_failed(dataset: TokenDataset, tmp_path: Path) -> None:
-    def examples() -> Iterator[Example]:
-        yield from EXAMPLES
-        raise UserError("line 51 is bad")
-
-    with pytest.raises(UserError, match="line 51"):
-        preprocess(examples(), load_tokenizer(dataset.tokenizer_path), tmp_path / "data")
-    assert list(tmp_path.iterdir()) == []
+    source = write_jsonl(tmp_path / "x.jsonl", [*({"prompt": "p", "response": "r"} for _ in range(50)), {"prompt": 1}])
+    for output in ("data", "deeper/data"):
+        with pytest.raises(UserError, match=r"x\.jsonl:51: no 'response' .*--on-error skip"):
+            preprocess([str(source)], str(dataset.tokenizer_path), tmp_path / output)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deeper", "x.jsonl"]
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(dataset: TokenDataset, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(dataset.tokenizer_path)
     folder = copy_of(dataset, tmp_path)
     with pytest.raises(UserError, match="pass --overwrite"):
-        preprocess(EXAMPLES[:3], tokenizer, folder)
+        preprocess_examples(EXAMPLES[:3], folder, folder)
     assert len(TokenDataset(folder)) == len(EXAMPLES)
-    preprocess(EXAMPLES[:3], tokenizer, folder, overwrite=True)
+    preprocess_examples(EXAMPLES[:3], folder, folder, PreprocessOptions(overwrite=True))
     assert len(TokenDataset(folder)) == 3
     assert list(tmp_path.iterdir()) == [folder]
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="not a token dataset"):
-        preprocess(EXAMPLES, tokenizer, tmp_path / "mine", overwrite=True)
+        preprocess_examples(EXAMPLES, folder, tmp_path / "mine", PreprocessOptions(overwrite=True))
 
 
 def test_nothing_to_learn(dataset: TokenDataset, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(dataset.tokenizer_path)
-    with pytest.raises(UserError, match="nothing to learn"):
-        preprocess([], tokenizer, tmp_path / "data")
+    (tmp_path / "x.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="the dataset is empty"):
+        preprocess([str(tmp_path / "x.jsonl")], str(dataset.tokenizer_path), tmp_path / "data")
+    for number, line in enumerate(("[1]", "{")):
+        (tmp_path / "x.jsonl").write_text(f"{line}\n" * (number + 1))
+        options = PreprocessOptions(on_error="skip")
+        with pytest.raises(UserError, match="no usable example"):
+            preprocess([str(tmp_path / "x.jsonl")], str(dataset.tokenizer_path), tmp_path / "data", options)
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "index.npy", "meta.json"])

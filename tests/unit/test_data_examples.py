@@ -63,7 +63,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         ('{"text": "a"}\n{"text": \n', r"x\.jsonl:2: not valid JSON \(.*column"),
         ('{"text": "a"}\n[1]\n', r"x\.jsonl:2: each line must be one JSON object, found list"),
         ('{"prompt": "a"}\n', r"x\.jsonl:1: no 'response' or 'output' beside 'prompt'; found the keys: prompt"),
-        ('{"question": "a"}\n', r"x\.jsonl:1: neither 'prompt' .* nor 'text'; found the keys: question"),
+        ('{"question": "a"}\n', r"x\.jsonl:1: neither 'prompt' .* nor 'messages' nor 'text'; found the keys: question"),
         ("{}\n", r"x\.jsonl:1: .*found no keys at all"),
         ('{"prompt": "a", "response": 3}\n', r"x\.jsonl:1: the value of 'response' must be text, found int"),
         ('{"text": null}\n', r"x\.jsonl:1: the value of 'text' must be text, found NoneType"),
@@ -81,7 +81,7 @@ def test_a_bad_jsonl_file(tmp_path: Path, content: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
 def test_text_that_is_not_utf8(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(UserError, match=rf"{name}:2: not UTF-8"):
+    with pytest.raises(UserError, match=rf"{name}:.* not UTF-8 text \(.*byte 10 of line 2\)"):
         list(read_examples([str(tmp_path / name)]))
 
 

@@ -133,7 +133,7 @@ def test_loading_what_is_not_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         load_tokenizer(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="this is a file"):
+    with pytest.raises(UserError, match="expected a tokenizer's folder"):
         load_tokenizer(tmp_path / "file")
 
 
