@@ -56,8 +56,8 @@ def distillation_loss(
     vocab_start     global id of this shard's first column
     vocab_size      true size of the vocabulary; columns at and after it are padding and get no gradient. Needed with a
                     group of more than one rank
-    backend         "auto" ("triton" on CUDA and ROCm devices, else "eager"), "triton", "eager", or "compiled": a CPU with
-                    a C++ compiler, seconds at the first call
+    backend         "auto" ("triton" on CUDA and ROCm devices, else "eager"), "triton", "eager", or "compiled": a CPU
+                    with a C++ compiler, seconds at the first call
 
     The losses are fp32 (fp64 for fp64 inputs), equal on all ranks of the group; each rank's gradient is that of its own
     columns, complete, not to be summed over the group. The arithmetic is fp32, the merge of ranks fp64.
