@@ -18,10 +18,11 @@ from megaokd.models.huggingface_rope import read_rotary
 
 # Keys that change neither what a model of any family computes nor the shape of its weights.
 NEUTRAL = {
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id",
-    "finetuning_task", "id2label", "label2id", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "problem_type", "return_dict", "task_specific_params", "tokenizer_class", "torch_dtype",
-    "transformers_version", "unk_token_id", "use_cache",
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map", "bos_token_id",
+    "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
+    "task_specific_params", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unk_token_id", "use_cache",
     # Defaults of sampling, which older versions kept here.
     "do_sample", "length_penalty", "max_length", "min_length", "num_beams", "repetition_penalty", "temperature",
     "top_k", "top_p",

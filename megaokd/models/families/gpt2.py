@@ -44,8 +44,8 @@ GPT2 = Family(
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     dropouts=("attn_pdrop", "embd_pdrop", "resid_pdrop"),
     neutral=frozenset(
-        {"n_ctx", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
-         "summary_type", "summary_use_proj"}
+        {"n_ctx", "output_past", "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout",
+         "summary_proj_to_labels", "summary_type", "summary_use_proj"}
     ),
     optional_prefix="transformer.",
     buffers=("attn.bias", "attn.masked_bias"),

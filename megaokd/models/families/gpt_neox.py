@@ -32,7 +32,7 @@ GPT_NEOX = Family(
         "use_parallel_residual": "parallel_residual",
     },
     constants={"norm": "layer", "gated_mlp": False, "mlp_bias": True},
-    dropouts=("attention_dropout", "hidden_dropout"),
+    dropouts=("attention_dropout", "hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"),
     neutral=frozenset({"rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base",
                        "partial_rotary_factor", "classifier_dropout"}),
     buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),

@@ -31,7 +31,8 @@ LLAMA = Family(
     layer_prefix="model.layers.{}.",
     layers={**_ATTENTION, **_NORMS, **_MLP},
     fields={**_SIZES, "attention_bias": ("qkv_bias", "output_bias"), "mlp_bias": "mlp_bias"},
-    neutral=_ROPE | {"pretraining_tp"},
+    required={"rope_interleaved": False},
+    neutral=_ROPE | {"pretraining_tp", "is_llama_config"},
     buffers=("self_attn.rotary_emb.inv_freq",),
 )
 
@@ -40,6 +41,7 @@ MISTRAL = replace(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fields=_SIZES,
+    required={},
     neutral=_ROPE | {"sliding_window"},
 )
 
@@ -49,6 +51,7 @@ QWEN2 = replace(
     architecture="Qwen2ForCausalLM",
     fields=_SIZES,
     constants={"qkv_bias": True},
+    required={"use_mrope": False},
     neutral=_ROPE | _WINDOWS,
 )
 
@@ -59,6 +62,7 @@ QWEN3 = replace(
     layers={**LLAMA.layers, "self_attn.q_norm": "self_attn.q_norm", "self_attn.k_norm": "self_attn.k_norm"},
     fields={**_SIZES, "attention_bias": ("qkv_bias", "output_bias")},
     constants={"qk_norm": True},
+    required={},
     neutral=_ROPE | _WINDOWS,
 )
 
@@ -74,6 +78,13 @@ PHI3 = replace(
         **{f"mlp.{name}": place for name, place in _PHI3_MLP.items()},
     },
     fields=_SIZES,
+    required={
+        "attention_bias": False,
+        "mlp_bias": False,
+        "lm_head_bias": False,
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+    },
     dropouts=("attention_dropout", "embd_pdrop", "resid_pdrop"),
     neutral=_ROPE | {"sliding_window", "original_max_position_embeddings"},
 )
