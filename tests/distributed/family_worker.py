@@ -1,9 +1,10 @@
 """Reads model folders in one layout after another, and writes what came of them: logits, gradients, an export.
 
 Usage: torchrun --nproc-per-node=2 ... family_worker.py FOLDER, with FOLDER/NAME/model for each model.
-Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/}.
+Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/}; of a model in bf16 only the exported weights.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -54,8 +55,12 @@ def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> No
     tp = TensorParallel.on(mesh.tensor, sequence_parallel=parallel.sequence_parallel)
     vocab = VocabRange.split(arch.vocab_size, arch.vocab_size + 5, tp)
     decoder = Decoder(arch, split_model(arch, parallel.pipeline)[mesh.pipeline.rank], vocab, tp)
+    stored = json.loads((model / "config.json").read_text())["dtype"]
+    decoder.to(getattr(torch, stored))
     load_decoder(decoder, model)
     export_weights([decoder], output / "export", mesh)
+    if stored != "float32":
+        return
     if mesh.is_main:
         copy_model_files(model, output / "export")
 

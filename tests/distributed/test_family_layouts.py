@@ -16,6 +16,7 @@ from tests.support import families
 from tests.support.launch import must, torchrun
 
 LAYOUTS = ("tp2", "tp2-sequence", "pp2")
+IN_BF16 = "gpt_neox"
 
 
 @dataclass
@@ -35,6 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Exp
         folder = root / name / "model"
         families.save(model, folder)
         expected[name] = Expected(*families.logits_and_gradients(model))
+    families.save(families.random_model(IN_BF16).bfloat16(), root / "bf16" / "model")
     must(torchrun(2, "-m", "tests.distributed.family_worker", root, timeout=300))
     return root, expected
 
@@ -52,16 +54,26 @@ def test_logits_and_gradients(world: tuple[Path, dict[str, Expected]], name: str
     families.compare_gradients(name, load_folder(root / name / layout / "gradients"), expected[name].gradients)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", families.CASES)
-def test_export_is_byte_equal(world: tuple[Path, dict[str, Expected]], name: str, layout: str) -> None:
-    original, export = world[0] / name / "model", world[0] / name / layout / "export"
-    theirs, ours = load_folder(original), load_folder(export)
+def assert_same_bytes(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert ours[key].dtype == tensor.dtype, key
         assert ours[key].shape == tensor.shape, key
         assert torch.equal(ours[key].view(torch.uint8), tensor.view(torch.uint8)), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bf16_weights_are_byte_equal(world: tuple[Path, dict[str, Expected]], layout: str) -> None:
+    theirs = load_folder(world[0] / "bf16" / "model")
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.bfloat16}
+    assert_same_bytes(load_folder(world[0] / "bf16" / layout / "export"), theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", families.CASES)
+def test_export_is_byte_equal(world: tuple[Path, dict[str, Expected]], name: str, layout: str) -> None:
+    original, export = world[0] / name / "model", world[0] / name / layout / "export"
+    assert_same_bytes(load_folder(export), load_folder(original))
     beside = {file.name for file in original.iterdir() if file.suffix != ".safetensors"}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= beside
     for file in beside:
