@@ -1,5 +1,7 @@
 """Which code makes the passes over the vocabulary, chosen by name and device."""
 
+import functools
+import logging
 from typing import Protocol
 
 import torch
@@ -10,6 +12,9 @@ from .layout import Logits
 from .spec import LossSpec
 
 BACKENDS = ("auto", "triton", "compiled", "eager")
+COMPILE_FROM = 1 << 22  # logits of a call, one model's
+
+logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -34,18 +39,24 @@ class Backend(Protocol):
         """Both gradients in one pass, written to the outs."""
 
 
-def select_backend(name: str, device: torch.device) -> Backend:
-    """The backend of that name; "auto" picks by device.
+def select_backend(name: str, device: torch.device, num_tokens: int, num_columns: int) -> Backend:
+    """The backend of that name; "auto" picks by device and by the size of the call, and says so once.
+
+    "auto" means "triton" on CUDA and ROCm devices, and on a CPU "compiled" for calls of at least `COMPILE_FROM` logits
+    where a C++ compiler is found, else "eager": smaller calls would not earn back the seconds of compiling. The choice
+    depends on the call alone, not on earlier ones, so that a resumed run repeats itself bit for bit.
 
     Raises ValueError for an unknown name, RuntimeError for a backend that cannot run here: it is never replaced.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
+    if name == "auto":
+        return _automatic(device, num_tokens * num_columns)
     if name == "compiled" and compiled.is_available(device):
         return compiled
-    if name == "triton" or (name == "auto" and device.type == "cuda"):
+    if name == "triton":
         return _triton(device)
-    if name in ("auto", "eager"):
+    if name == "eager":
         return eager
     raise RuntimeError(f"backend {name!r} is not available on {device.type}; use 'eager' or 'auto'")
 
@@ -60,3 +71,20 @@ def _triton(device: torch.device) -> Backend:
         ) from error
     backend.check_device(device)
     return backend
+
+
+def _automatic(device: torch.device, num_logits: int) -> Backend:
+    if device.type == "cuda":
+        return _triton(device)
+    if device.type != "cpu" or num_logits < COMPILE_FROM:
+        return eager
+    if not compiled.is_available(device):
+        _say_once("the distillation loss runs without compilation, several times slower: no C++ compiler was found")
+        return eager
+    _say_once("the distillation loss uses its compiled CPU code; an objective's first call waits 5 to 15 s for it")
+    return compiled
+
+
+@functools.lru_cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

@@ -5,13 +5,12 @@ maximum and its sums, and because Inductor's plain sum over a whole row loses a 
 like ranks. Rows without a label are computed and masked (eager skips them).
 
 Code is compiled at the first call of each objective (its terms, not its weights) and kept by Inductor's cache on disk:
-about 10 s, or 5 s from the cache.
+5 to 15 s, or 3 s from the cache.
 """
 
 import functools
-import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,9 +23,8 @@ from .merge import join_parts
 from .spec import LossSpec, Mixture, Scalar, Stat
 
 BLOCK = 1280
+ROWS = 128
 COMPILERS = ("g++", "clang++", "c++")
-
-logger = logging.getLogger(__name__)
 
 
 def is_available(device: torch.device) -> bool:
@@ -34,13 +32,7 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cpu" and any(shutil.which(name) for name in COMPILERS)
 
 
-@functools.lru_cache(maxsize=1)
-def _tell_once() -> None:
-    logger.info("compiling the distillation loss; the first call of each objective takes 5 to 15 seconds")
-
-
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    _tell_once()
     # One limit for each objective: by default all functions made here would share one, as they share their code. The
     # two options are missing from torch 2.13's type stubs.
     compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
@@ -94,7 +86,8 @@ def _gradients_code(student_side: Side | None, teacher_side: Side | None, dtype:
     ) -> None:
         """Weights [terms + 1, n] are upstream times each term's weight, last that of the one-hot label."""
         s, t = student.to(dtype), None if teacher is None else teacher.to(dtype)
-        is_label = local_label.unsqueeze(1) == torch.arange(student.shape[1], device=student.device)
+        columns = torch.arange(student.shape[1], device=student.device, dtype=torch.int32)
+        is_label = local_label.unsqueeze(1) == columns
         results = []
         for side, own, other, weights, out in (
             (student_side, s, t, student_weights, student_out),
@@ -126,21 +119,34 @@ def _columns(logits: Logits, start: int, stop: int) -> tuple[Tensor, Tensor | No
     return logits.student[:, start:stop], None if logits.teacher is None else logits.teacher[:, start:stop]
 
 
+def _row_chunks(logits: Logits) -> Iterator[Logits]:
+    """`ROWS` tokens at a time, so that what is known of their blocks stays small beside the logits."""
+    for start in range(0, len(logits.labels), ROWS):
+        rows = slice(start, start + ROWS)
+        teacher = None if logits.teacher is None else logits.teacher[rows]
+        yield Logits(logits.student[rows], teacher, logits.labels[rows])
+
+
 def statistics(logits: Logits, spec: LossSpec) -> Tensor:
     """See `eager.statistics`; rows without a label hold numbers of no meaning."""
     if spec.num_columns == 0 or len(logits.labels) == 0:
         return eager.statistics(logits, spec)
+    return torch.cat([_statistics(chunk, spec) for chunk in _row_chunks(logits)], dim=1)
+
+
+def _statistics(logits: Logits, spec: LossSpec) -> Tensor:
     dtype = compute_dtype(logits)
     num_blocks, width = _block_shape(spec.num_columns)
     code = _statistics_code(spec.temperature, dtype)
     parts = code(_as_blocks(logits.student, num_blocks, width), _as_blocks(logits.teacher, num_blocks, width))
-    student, teacher = _columns(logits, 0, spec.num_columns)
-    tail = [None if x is None else x[:, num_blocks * width :].to(dtype) for x in (student, teacher)]
-    if tail[0] is not None and tail[0].shape[1]:
-        rest = torch.stack(formulas.block_statistics(tail[0], tail[1], spec.temperature))
+    tail = num_blocks * width
+    if tail < spec.num_columns:
+        student, teacher = (None if x is None else x.to(dtype) for x in _columns(logits, tail, spec.num_columns))
+        assert student is not None
+        rest = torch.stack(formulas.block_statistics(student, teacher, spec.temperature))
         parts = torch.cat([parts, rest.unsqueeze(0)])
     joint = join_parts(parts, spec.temperature).to(dtype)
-    for side, x in ((Stat.STUDENT_MAX, student), (Stat.TEACHER_MAX, teacher)):
+    for side, x in zip((Stat.STUDENT_MAX, Stat.TEACHER_MAX), _columns(logits, 0, spec.num_columns), strict=True):
         if x is not None:
             joint[side + Stat.STUDENT_LABEL] = formulas.label_logit(x, logits.labels - spec.first)
             joint[side + Stat.STUDENT_ARGMAX] = (_argmax(x, parts[:, side], width) + spec.first).to(dtype)
@@ -149,16 +155,22 @@ def statistics(logits: Logits, spec: LossSpec) -> Tensor:
 
 def _argmax(x: Tensor, tops: Tensor, width: int) -> Tensor:
     """First column of the largest logit, looked for in the winning block only; tops [blocks, n]."""
-    start = tops.argmax(0) * width
-    offsets = torch.arange(min(width, x.shape[1]), device=x.device)
-    columns = (start.unsqueeze(1) + offsets).clamp(max=x.shape[1] - 1)
-    return start + x.gather(1, columns).argmax(1)
+    winner = tops.argmax(0)
+    windows = x.unfold(1, min(width, x.shape[1]), 1)  # a view: every window of the width of a block
+    start = (winner * width).clamp(max=windows.shape[1] - 1)
+    picked = windows[torch.arange(len(x), device=x.device), start]
+    return start + picked.to(tops.dtype).argmax(1)
 
 
 def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     """See `eager.mixtures`."""
     if spec.num_columns == 0 or len(logits.labels) == 0:
         return eager.mixtures(logits, scalars, spec)
+    pairs = zip(_row_chunks(logits), scalars.split(ROWS, dim=1), strict=True)
+    return torch.cat([_mixtures(chunk, rows, spec) for chunk, rows in pairs], dim=1)
+
+
+def _mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     dtype = compute_dtype(logits)
     num_blocks, width = _block_shape(spec.num_columns)
     code = _mixtures_code(spec.mixtures, spec.temperature, dtype)
@@ -205,4 +217,5 @@ def gradients(
         outs.append(None if out is None else narrowed if narrowed is not None else out[:, : spec.num_columns])
     code = _gradients_code(sides[0], sides[1], compute_dtype(logits))
     counted = logits.labels != -100
-    code(student, teacher, scalars, logits.labels - spec.first, counted, weights[0], weights[1], outs[0], outs[1])
+    local_label = (logits.labels - spec.first).int()
+    code(student, teacher, scalars, local_label, counted, weights[0], weights[1], outs[0], outs[1])

@@ -25,7 +25,8 @@ def product(probability: Tensor, logarithm: Tensor) -> Tensor:
 
 def log_ratio(log_x: Tensor, log_y: Tensor) -> Tensor:
     """``log_x - log_y`` with -inf - -inf = 0."""
-    return torch.nan_to_num(log_x - log_y, nan=0.0, posinf=math.inf, neginf=-math.inf)
+    ratio = log_x - log_y
+    return torch.where(ratio != ratio, 0.0, ratio)  # not isnan and its kin: Inductor makes those a loop over scalars
 
 
 def side_statistics(x: Tensor, temperature: float) -> tuple[list[Tensor], Tensor, Tensor]:

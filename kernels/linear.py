@@ -105,7 +105,8 @@ def linear_distillation_loss(
         raise ValueError(f"token_weight has shape {tuple(token_weight.shape)}, labels {tuple(labels.shape)}")
     wanted = _wanted(student_hidden, student_weight, student_bias, teacher_hidden, spec.trains_teacher)
     chunk = chunk_length(spec, ranks, student_hidden, student_weight, len(labels), memory_budget)
-    context = Context(spec, group, select_backend(backend, labels.device))
+    chosen = select_backend(backend, labels.device, len(labels), spec.num_columns)
+    context = Context(spec, group, chosen)
     teacher_head = (None if teacher_weight is None else teacher_weight.detach(), teacher_bias)
     inputs = (student_hidden, student_weight, student_bias, teacher_hidden, teacher_head, labels.long())
     if recompute:

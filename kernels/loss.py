@@ -56,8 +56,8 @@ def distillation_loss(
     vocab_start     global id of this shard's first column
     vocab_size      true size of the vocabulary; columns at and after it are padding and get no gradient. Needed with a
                     group of more than one rank
-    backend         "auto" ("triton" on CUDA and ROCm devices, else "eager"), "triton", "eager", or "compiled": a CPU
-                    with a C++ compiler, seconds at the first call
+    backend         "auto" ("triton" on CUDA and ROCm devices; on a CPU "compiled" for large calls where there is a C++
+                    compiler, which costs seconds at the first call; else "eager"), or one by name
 
     The losses are fp32 (fp64 for fp64 inputs), equal on all ranks of the group; each rank's gradient is that of its own
     columns, complete, not to be summed over the group. The arithmetic is fp32, the merge of ranks fp64.
@@ -79,7 +79,7 @@ def distillation_loss(
         student_logits,
         teacher_logits,
         labels.flatten().long(),
-        Context(spec, group, select_backend(backend, labels.device)),
+        Context(spec, group, select_backend(backend, labels.device, labels.numel(), spec.num_columns)),
     )
     metrics = {name: row.view(labels.shape) for name, row in zip(spec.metric_names, stacked, strict=True)}
     student_loss, teacher_loss = student_loss.view(labels.shape), teacher_loss.view(labels.shape)

@@ -115,6 +115,8 @@ class Objective:
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""
     fused: bool = True
     """Heads and loss in chunks of tokens: a micro-batch's logits never exist whole; false: all logits at once."""
+    backend: Literal["auto", "triton", "compiled", "eager"] = "auto"
+    """What computes the loss (kernels/README.md); one that cannot run here is an error, never replaced."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -8,7 +8,7 @@ from megaokd.config import Config
 from megaokd.data.batches import BatchShape, TrainBatches, ValidationBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
-from megaokd.distill.objective import HiddenStateLoss, Terms
+from megaokd.distill.objective import HiddenStateLoss, Terms, check_backend
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.parameters import GroupName, trainable_parameters
 from megaokd.engine.step import TrainingStep
@@ -58,6 +58,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     has_teacher = models.teacher_architecture is not None
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    check_backend(config.objective.backend, mesh.device)
     loss = _loss(config, models, terms, models.students, models.teachers)
     runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
     engine = TrainingEngine(
@@ -134,6 +135,7 @@ def _loss(
         config.train.precision,
         has_teacher=has_teacher,
         fused=config.objective.fused,
+        backend=config.objective.backend,
     )
 
 

@@ -16,6 +16,7 @@ from megaokd import config
 from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
 from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss, metric_names
+from megaokd.kernels.backends import select_backend
 from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
@@ -51,6 +52,14 @@ def _terms(weights: config.Weights, objective: config.Objective) -> tuple[Term, 
     )
 
 
+def check_backend(backend: str, device: torch.device) -> None:
+    """A user's mistake where the kernels of that name cannot run on the device, told before anything is built."""
+    try:
+        select_backend(backend, device, 0, 0)
+    except RuntimeError as error:
+        raise UserError(f"objective.backend: {error}") from error
+
+
 class HiddenStateLoss:
     """The pipeline's loss function: (hidden states, labels) -> scalar, on the last stage.
 
@@ -75,9 +84,11 @@ class HiddenStateLoss:
         *,
         has_teacher: bool,
         fused: bool,
+        backend: str = "auto",
     ) -> None:
         self.slots = slots
         self.fused = fused
+        self.backend = backend
         self.has_teacher = has_teacher
         self.terms = terms
         self.vocab = vocab
@@ -130,6 +141,7 @@ class HiddenStateLoss:
             "group": self.tp.group,
             "vocab_start": self.vocab.start,
             "vocab_size": self.vocab.size,
+            "backend": self.backend,
         }
 
     def _add(self, name: str, values: torch.Tensor) -> None:

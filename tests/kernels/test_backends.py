@@ -1,0 +1,45 @@
+"""Which backend "auto" picks, and that it says so once."""
+
+import logging
+
+import pytest
+import torch
+
+from megaokd.distill.objective import check_backend
+from megaokd.errors import UserError
+from megaokd.kernels import backends, compiled, eager
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _unsaid() -> None:
+    backends._say_once.cache_clear()
+
+
+def test_large_calls_are_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(compiled, "is_available", lambda device: True)
+    assert backends.select_backend("auto", CPU, 1024, 32000) is compiled
+    assert backends.select_backend("auto", CPU, 1024, 32000) is compiled
+    assert backends.select_backend("auto", CPU, 100, 32000) is eager
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "compiled" in caplog.text
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert backends.select_backend("auto", CPU, 1024, 32000) is eager
+    assert backends.select_backend("auto", CPU, 1024, 32000) is eager
+    assert caplog.text.count("no C++ compiler") == 1
+    with pytest.raises(RuntimeError, match="not available"):
+        backends.select_backend("compiled", CPU, 1024, 32000)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="the backends are auto, triton"):
+        backends.select_backend("fast", CPU, 1, 1)
+
+
+def test_a_run_names_the_key_of_a_backend_that_cannot_run() -> None:
+    with pytest.raises(UserError, match=r"objective\.backend: backend 'triton' is not available on cpu"):
+        check_backend("triton", CPU)
