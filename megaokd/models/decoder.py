@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from megaokd.models.architecture import DecoderArchitecture
+from megaokd.models.architecture import AttentionKind, DecoderArchitecture
 from megaokd.models.attention import Attention
 from megaokd.models.mlp import MLP
 from megaokd.models.norms import build_norm
@@ -77,6 +77,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(index): DecoderLayer(arch, tp) for index in part.layers})
         self.norm = build_norm(arch) if part.last else None
         self.head = self._build_head(vocab) if part.last else None
+        self._known_positions: tuple[int, dict[AttentionKind, Positions]] | None = None
 
     def _build_head(self, vocab: VocabRange) -> VocabParallelHead:
         if self.arch.tied_head and self.embed_tokens is not None:
@@ -105,22 +106,31 @@ class Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.embed_tokens is not None:
-            x = self.embed_tokens(x)
-            # The scale is rounded to the stored dtype, as in the model's own training.
-            scale = torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype) if self.arch.scaled_embeddings else None
-            x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream is fp32 at least
-            x = x if scale is None else x * scale.item()
-        if self.embed_positions is not None:
-            x = self.embed_positions(x)
-        sequence = x.shape[1] * (self.tp.size if self.tp.sequence_parallel else 1)
-        kinds = {name: self.arch.attention_kind(int(name)) for name in self.layers}
-        positions = {kind: Positions.build(kind, sequence, x.device) for kind in set(kinds.values())}
-        for name, layer in self.layers.items():
-            known = positions[kinds[name]]
+            x = self._embed(self.embed_tokens, x)
+        positions = self._positions(x.shape[1] * (self.tp.size if self.tp.sequence_parallel else 1), x.device)
+        for index, layer in zip(self.part.layers, self.layers.values(), strict=True):
+            known = positions[self.arch.attention_kind(index)]
             needs_grad = torch.is_grad_enabled() and (x.requires_grad or _trains(layer))
             recompute = self.recompute and needs_grad
             x = checkpoint(layer, x, known, use_reentrant=False) if recompute else layer(x, known)
         return x if self.norm is None else self.norm(x)
+
+    def _embed(self, embed_tokens: VocabParallelEmbedding, tokens: torch.Tensor) -> torch.Tensor:
+        """The beginning of the residual stream, which is fp32 at least."""
+        x = embed_tokens(tokens)
+        scale = 1.0
+        if self.arch.scaled_embeddings:  # rounded to the stored dtype, as in the model's own training
+            scale = torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype).item()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x * scale if scale != 1.0 else x
+        return x if self.embed_positions is None else self.embed_positions(x)
+
+    def _positions(self, sequence: int, device: torch.device) -> dict[AttentionKind, Positions]:
+        """What each kind of layer needs; kept for the next batch of the same width."""
+        if self._known_positions is None or self._known_positions[0] != sequence:
+            kinds = {self.arch.attention_kind(index) for index in self.part.layers}
+            self._known_positions = sequence, {kind: Positions.build(kind, sequence, device) for kind in kinds}
+        return self._known_positions[1]
 
 
 def _trains(module: nn.Module) -> bool:
