@@ -203,6 +203,8 @@ class Train:
     """auto: continue from the newest complete checkpoint of checkpoint.folder, if there is one."""
     timeout_s: Positive = 600
     """A collective that waits longer ends the run."""
+    lost_rank_s: Positive = 120
+    """A rank that gives no sign of life for so many seconds is lost: the others name it and end."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

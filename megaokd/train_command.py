@@ -25,31 +25,49 @@ def main(argv: Sequence[str]) -> int:
 
     from megaokd.mesh import build_mesh, start_distributed
     from megaokd.models.hub import fetch_models
+    from megaokd.rank_watch import RankWatch
     from megaokd.signals import StopRequest
     from megaokd.trainer import Trainer
 
-    status = EXIT_FAILURE
+    status, words = EXIT_FAILURE, ""
+    watch: RankWatch | None = None
     try:
         with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
             device = start_distributed(config.train.timeout_s)
+            watch = RankWatch.start(config.train.lost_rank_s, _say_failed)
             mesh = build_mesh(config.parallel, device, config.train.timeout_s)
-            status = int(Trainer(fetch_models(config), mesh).fit(stop))
+            outcome = Trainer(fetch_models(config), mesh).fit(stop)
+        if watch is not None:
+            watch.finishing()
         dist.barrier()
+        if watch is not None:
+            watch.close()
         dist.destroy_process_group()
+        status = int(outcome)
     except UserError as error:
+        status, words = EXIT_USER_ERROR, str(error)
         print(f"{_prefix()}error: {error}", file=sys.stderr)
-        status = EXIT_USER_ERROR
     except RunError as error:
-        print(f"{_prefix()}failed: {error}", file=sys.stderr)
-    except Exception:
-        print(f"{_prefix()}failed:\n{traceback.format_exc()}", file=sys.stderr)
+        words = str(error)
+        _say_failed(words)
+    except Exception as error:
+        if watch is not None and isinstance(error, RuntimeError):
+            watch.trouble()
+        words = f"{type(error).__name__}: {error}"
+        _say_failed(f"\n{traceback.format_exc()}")
     if status in (EXIT_USER_ERROR, EXIT_FAILURE):
-        # Other ranks may wait in a collective that this one will never join; leaving at once, without the cleanup that
-        # waits for them, lets the launcher end them.
+        # Other ranks may wait in a collective that this one will never join: they are told, and this one leaves without
+        # the cleanup that waits for them.
         sys.stdout.flush()
         sys.stderr.flush()
+        if watch is not None:
+            watch.last_words(words)
         os._exit(status)
     return status
+
+
+def _say_failed(text: str) -> None:
+    print(f"{_prefix()}failed: {text}", file=sys.stderr, flush=True)
 
 
 def _prefix() -> str:

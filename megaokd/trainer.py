@@ -48,17 +48,17 @@ class Trainer:
         self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
         self.state = new_state(config, self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
-        self.callbacks: list[Callback] = []
+        self.watcher = Callback()
 
     def fit(self, stop: StopRequest) -> Outcome:
         """Train to the end, or until SIGTERM or early stopping."""
         told = self._resume()
-        self.callbacks = build_callbacks(self.config, self.mesh, self.state.step)
+        self.watcher = build_callbacks(self.config, self.mesh, self.state.step)
         for text in told:
-            self._say(text)
+            self.watcher.on_message(text)
         left_out = self.run.train_batches.left_out
         if left_out:
-            self._say(f"{left_out} examples are left out: their prompt fills data.sequence_length")
+            self.watcher.on_message(f"{left_out} examples are left out: their prompt fills data.sequence_length")
         try:
             outcome = self._loop(stop)
             if outcome is Outcome.FINISHED:
@@ -67,13 +67,12 @@ class Trainer:
             self.checkpointer.settle()
             raise
         finally:
-            for callback in self.callbacks:
-                callback.close()
+            self.watcher.close()
         return outcome
 
     def _loop(self, stop: StopRequest) -> Outcome:
         if self._stop_agreed(stop):
-            self._say(f"SIGTERM received before step {self.state.step + 1}; start again with resume=auto")
+            self.watcher.on_message(f"SIGTERM received before step {self.state.step + 1}; start again with resume=auto")
             return Outcome.INTERRUPTED
         saved_at = self.state.step
         validated_at = self.state.validated_at
@@ -89,10 +88,12 @@ class Trainer:
                 saved_at = self.state.step
             if report.stop_requested:
                 self._tell_saved(self.checkpointer.wait())
-                self._say(f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto")
+                self.watcher.on_message(
+                    f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto"
+                )
                 return Outcome.INTERRUPTED
         if self._stops_early():
-            self._say(f"step {self.state.step}: stopped early, best {self.state.best}")
+            self.watcher.on_message(f"step {self.state.step}: stopped early, best {self.state.best}")
         if saved_at < self.state.step:
             self._save()
         self._tell_saved(self.checkpointer.wait())
@@ -109,8 +110,7 @@ class Trainer:
 
     def _tell_saved(self, record: CheckpointRecord | None) -> None:
         if record is not None:
-            for callback in self.callbacks:
-                callback.on_checkpoint(record)
+            self.watcher.on_checkpoint(record)
 
     def _step(self, stop: StopRequest) -> StepReport:
         started = time.perf_counter()
@@ -136,8 +136,7 @@ class Trainer:
             memory_bytes=_peak_memory(self.mesh.device),
             data_seconds=data_seconds,
         )
-        for callback in self.callbacks:
-            callback.on_step(record)
+        self.watcher.on_step(record)
         return report
 
     def _validate_if_due(self) -> bool:
@@ -148,8 +147,7 @@ class Trainer:
             return False
         self.state.validated_at = step
         record = validate(self.run, self.state.step)
-        for callback in self.callbacks:
-            callback.on_validation(record)
+        self.watcher.on_validation(record)
         return judge(record, self.state, self.config.train)
 
     def _stops_early(self) -> bool:
@@ -189,10 +187,6 @@ class Trainer:
                 "config": to_dict(self.config),
             }
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-
-    def _say(self, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_message(text)
 
 
 def _peak_memory(device: torch.device) -> int:

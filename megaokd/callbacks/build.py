@@ -3,20 +3,21 @@
 from pathlib import Path
 
 from megaokd.callbacks.base import Callback
+from megaokd.callbacks.fan_out import FanOut
 from megaokd.callbacks.logs import JsonLog, TensorBoard
 from megaokd.callbacks.progress import ProgressBar
 from megaokd.config import Config
 from megaokd.mesh import ParallelMesh
 
 
-def build_callbacks(config: Config, mesh: ParallelMesh, first_step: int) -> list[Callback]:
+def build_callbacks(config: Config, mesh: ParallelMesh, first_step: int) -> Callback:
     """Those of rank 0; none on other ranks."""
     if not mesh.is_main:
-        return []
+        return Callback()
     folder = Path(config.checkpoint.folder)
     callbacks: list[Callback] = [JsonLog(folder, config.logging.every)]
     if config.logging.tensorboard:
         callbacks.append(TensorBoard(folder, config.logging.every, first_step=first_step))
     if config.logging.progress:
         callbacks.append(ProgressBar(config.train.steps, first_step))
-    return callbacks
+    return FanOut(callbacks)

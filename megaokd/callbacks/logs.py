@@ -1,6 +1,7 @@
 """Logs on disk: log.jsonl, one object a line, and TensorBoard events."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,9 @@ class JsonLog(Callback):
 
     def __init__(self, folder: Path, every: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        path = folder / "log.jsonl"
+        _drop_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
         self._every = every
 
     def on_step(self, record: StepRecord) -> None:
@@ -36,6 +39,15 @@ class JsonLog(Callback):
     def _write(self, values: dict[str, object]) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a full disk or a kill left of a last line."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
 
 
 class TensorBoard(Callback):

@@ -44,6 +44,8 @@ class CheckpointWriter:
             files = {name: entry for part in found for name, entry in part.items()}
             together(self._on_main(lambda: self._commit(partial, final, Contents(state, files))), group)
         except RunError as error:
+            if self.mesh.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
             raise RunError(
                 f"the checkpoint of step {state.step} could not be saved ({error}); the ones before it are untouched: "
                 "make room or mend the file system, then continue with train.resume=auto"

@@ -1,6 +1,7 @@
 """Starting real processes that form a gloo group, and collecting what they say."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,20 @@ def start(*command: object) -> subprocess.Popen[str]:
     """Start a Python command in the checkout and return at once; its stderr is a pipe."""
     arguments = [sys.executable, *map(str, command)]
     return subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def start_ranks(processes: int, *command: object) -> list[subprocess.Popen[str]]:
+    """Start the ranks of a group as Slurm does, each by itself: nobody ends the others when one dies."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    ranks = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        arguments = [sys.executable, *map(str, command)]
+        variables = {**environment(), **address, **place}
+        ranks.append(subprocess.Popen(arguments, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True))
+    return ranks
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ ORDER = [
     ["version", "errors"],
     ["config", "precision"],
     ["config_file"],
-    ["mesh"],
+    ["mesh", "rank_watch"],
     ["data", "parallel"],
     ["models"],
     ["distill"],
