@@ -135,15 +135,31 @@ class Parallel:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
-class Data:
-    """Tokenized data sets, as `megaokd preprocess` writes them."""
+class WeightedDataset:
+    """A part of a mixture."""
 
-    train: str
+    path: str
+    weight: PositiveFloat = 1.0
+    """Its share of the examples drawn, relative to the other parts."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Data:
+    """Tokenized data sets, as `megaokd preprocess` writes them, or Megatron's."""
+
+    train: str | Annotated[tuple[WeightedDataset, ...], Field(min_length=1)]
+    """One, or a list of {path, weight} to draw from."""
     validation: str | None = None
+    tokenizer: str | None = None
+    """The tokenizer of Megatron data sets, which do not carry one."""
     sequence_length: Positive = 512
     """Longer examples are cut at the end."""
     bucket: Positive = 32
     """A batch is padded to the longest example of the global batch, rounded up to a multiple of this."""
+    packing: bool = False
+    """Several examples in a row of sequence_length positions, each seeing itself only; batches are counted in rows."""
+    length_window: NonNegative = 0
+    """Steps whose examples are dealt to them by length, so that less is padding; 0: as they come."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

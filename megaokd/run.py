@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from megaokd.config import Config
-from megaokd.data.batches import BatchShape, TrainBatches, ValidationBatches
-from megaokd.data.dataset import TokenDataset
+from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches, ValidationBatches
+from megaokd.data.mixture import ExampleSet, open_dataset, open_training_data
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
 from megaokd.distill.objective import HiddenStateLoss, Terms, check_backend
 from megaokd.engine.engine import TrainingEngine
@@ -28,7 +28,7 @@ class Run:
 
     config: Config
     mesh: ParallelMesh
-    dataset: TokenDataset
+    dataset: ExampleSet
     train_batches: TrainBatches
     validation_batches: ValidationBatches | None
     models: DistillationModels
@@ -51,7 +51,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     Raises:
         UserError: what the user asked for does not fit together; the same on every rank where all see the same files.
     """
-    dataset = TokenDataset(config.data.train)
+    dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
     models = build_models(config, dataset.vocab_size, mesh)
@@ -75,9 +75,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     return Run(config, mesh, dataset, train, validation, models, engine, step, _drift(config, models, mesh))
 
 
-def _batches(
-    config: Config, dataset: TokenDataset, mesh: ParallelMesh
-) -> tuple[TrainBatches, ValidationBatches | None]:
+def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[TrainBatches, ValidationBatches | None]:
     data, train = config.data, config.train
     if config.parallel.sequence_parallel and data.bucket % mesh.tensor.size:
         raise UserError(
@@ -92,7 +90,8 @@ def _batches(
         dp_rank=mesh.data.rank,
         dp_size=mesh.data.size,
     )
-    batches = TrainBatches(dataset, shape, seed=train.seed)
+    options = BatchOptions(packing=data.packing, length_window=data.length_window)
+    batches = TrainBatches(dataset, shape, seed=train.seed, options=options)
     check_micro_batches(config.parallel, train.global_batch // (train.micro_batch * mesh.data.size))
     if train.early_stopping and not train.validate_every:
         raise UserError("train.early_stopping needs train.validate_every, and data.validation to validate on")
@@ -100,13 +99,15 @@ def _batches(
         if train.validate_every:
             raise UserError("train.validate_every is set, but data.validation names no data set")
         return batches, None
-    held_out = TokenDataset(data.validation)
+    held_out = open_dataset(data.validation, data)
     if held_out.vocabulary_hash != dataset.vocabulary_hash:
-        raise UserError(f"{data.validation} and {data.train} were made with different tokenizers; preprocess one again")
+        raise UserError(
+            f"{data.validation} and {dataset.folder} were made with different tokenizers; preprocess one again"
+        )
     return batches, ValidationBatches(held_out, shape, limit=train.validation_batches)
 
 
-def _check_tokenizers(config: Config, dataset: TokenDataset) -> None:
+def _check_tokenizers(config: Config, dataset: ExampleSet) -> None:
     """Refuse a model whose tokenizer is not the data's: equal ids would mean different tokens."""
     for name, path in (("teacher", config.teacher.path), ("student", config.student.path)):
         if path is None:
@@ -116,7 +117,7 @@ def _check_tokenizers(config: Config, dataset: TokenDataset) -> None:
         if vocabulary_hash(tokenizer) != dataset.vocabulary_hash:
             difference = first_difference(tokenizer, load_tokenizer(dataset.tokenizer_path))
             raise UserError(
-                f"the tokenizer of the {name} ({path}) is not the one of the data ({config.data.train}): {difference}; "
+                f"the tokenizer of the {name} ({path}) is not the one of the data ({dataset.folder}): {difference}; "
                 f"preprocess the data with the {name}'s tokenizer"
             )
 

@@ -56,9 +56,8 @@ class Trainer:
         self.watcher = build_callbacks(self.config, self.mesh, self.state.step)
         for text in told:
             self.watcher.on_message(text)
-        left_out = self.run.train_batches.left_out
-        if left_out:
-            self.watcher.on_message(f"{left_out} examples are left out: their prompt fills data.sequence_length")
+        for text in self.run.train_batches.notes:
+            self.watcher.on_message(text)
         try:
             outcome = self._loop(stop)
             if outcome is Outcome.FINISHED:

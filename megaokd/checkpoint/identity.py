@@ -23,7 +23,7 @@ def new_state(config: Config, run: Run) -> RunState:
     return RunState(
         step=0,
         seed=config.train.seed,
-        data_fingerprint=run.dataset.fingerprint,
+        data_fingerprint=run.train_batches.fingerprint,
         global_batch=config.train.global_batch,
         sequence_length=config.data.sequence_length,
         teacher_path=config.teacher.path,

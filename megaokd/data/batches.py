@@ -1,26 +1,25 @@
 """The order of training: which examples make the global batch of a step, and one data-parallel rank's part of it.
 
-A step's global batch is a function of (seed, step), the dataset and its size alone. It does not depend on the layout,
-and nothing has to be stored to resume: the step is the position.
+A step's global batch is a function of (seed, step), the dataset, its size and how it is put together alone. It does not
+depend on the layout, and nothing has to be stored to resume: the step is the position.
 
 Legend: S positions, T = sequence_length. An example of n tokens takes min(n - 1, T) positions, as its last token is
 only ever a label; position t holds token t and the label token t + 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from megaokd.data.dataset import TokenDataset
+from megaokd.data.mixture import ExampleSet, training_order
+from megaokd.data.order import Ids, LengthOrder, Order
+from megaokd.data.packing import PACKING_BLOCK, PackedOrder, padding_share
 from megaokd.errors import UserError
 
 IGNORE = -100
 """The label of a position that carries no loss."""
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,38 @@ class Batch:
         labels: same shape; labels[..., t] is the token that follows tokens[..., t], -100 where there is no loss.
         loss_tokens: labels that carry loss in the *global* batch; the same number on every rank, without communication.
         input_tokens: tokens of the global batch without padding, likewise.
+        positions: int64, shape of `tokens`: each token's position in its own example, where examples share rows; every
+            0 begins another, and so does the padding. None: one example a row.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_tokens: int
     input_tokens: int
+    positions: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How training examples are put together.
+
+    Args:
+        packing: several examples in a row of `sequence_length` positions, each seeing itself only; a global batch is
+            counted in rows.
+        length_window: steps whose examples are dealt to them by length; 0: as they come.
+
+    Raises:
+        UserError: both.
+    """
+
+    packing: bool = False
+    length_window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.packing and self.length_window:
+            raise UserError(
+                "data.packing and data.length_window exclude one another: packed rows have one length already"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +105,15 @@ class BatchShape:
             f"{self.micro_batch} x {self.dp_size} = {together}; what fits: {choices}"
         )
 
-    def positions(self, dataset: TokenDataset, examples: Ids) -> Ids:
+    def positions(self, dataset: ExampleSet, examples: Ids) -> Ids:
         """Positions that each example takes, cut to sequence_length."""
         return np.minimum(dataset.lengths[examples] - 1, self.sequence_length)
 
-    def loss_tokens(self, dataset: TokenDataset, examples: Ids) -> Ids:
+    def loss_tokens(self, dataset: ExampleSet, examples: Ids) -> Ids:
         """Labels of each example that carry loss: those from its prompt length on that are not cut off."""
         return np.maximum(self.positions(dataset, examples) + 1 - dataset.prompt_lengths[examples], 0)
 
-    def learnable(self, dataset: TokenDataset) -> Ids:
+    def learnable(self, dataset: ExampleSet) -> Ids:
         """The examples that carry any loss, in order; a prompt that fills the whole sequence leaves none.
 
         Raises:
@@ -102,23 +127,45 @@ class BatchShape:
             )
         return examples
 
-    def batch(self, dataset: TokenDataset, examples: Ids) -> Batch:
+    def batch(self, dataset: ExampleSet, examples: Ids) -> Batch:
         """This rank's contiguous part of a global batch; rows beyond `examples` are empty and carry no loss."""
-        positions = self.positions(dataset, examples)
-        longest = int(positions.max())
-        width = -(-longest // self.bucket) * self.bucket
-        rows = self.global_batch // self.dp_size
-        tokens = np.zeros((rows, width), dtype=np.int64)
-        labels = np.full((rows, width), IGNORE, dtype=np.int64)
-        for row, example in enumerate(examples[self.dp_rank * rows : (self.dp_rank + 1) * rows]):
-            ids = dataset[example][: self.sequence_length + 1]
-            first = dataset.prompt_lengths[example] - 1  # the position whose label is the first of the response
-            tokens[row, : len(ids) - 1] = ids[:-1]
-            labels[row, first : len(ids) - 1] = ids[first + 1 :]
+        return self._fill(dataset, examples[:, None], examples, int(self.positions(dataset, examples).max()), None)
+
+    def packed(self, dataset: ExampleSet, rows: Sequence[Ids]) -> Batch:
+        """This rank's contiguous part of a global batch of rows that several examples share."""
+        positions = np.zeros((self.global_batch // self.dp_size, self._width(self.sequence_length)), dtype=np.int64)
+        return self._fill(dataset, rows, np.concatenate(rows), self.sequence_length, positions)
+
+    def _width(self, longest: int) -> int:
+        return -(-longest // self.bucket) * self.bucket
+
+    def _fill(
+        self, dataset: ExampleSet, rows: Sequence[Ids] | Ids, examples: Ids, longest: int, positions: Ids | None
+    ) -> Batch:
+        width = self._width(longest)
+        count = self.global_batch // self.dp_size
+        tokens = np.zeros((count, width), dtype=np.int64)
+        labels = np.full((count, width), IGNORE, dtype=np.int64)
+        for row, together in enumerate(rows[self.dp_rank * count : (self.dp_rank + 1) * count]):
+            start = 0
+            for example in together:
+                ids = dataset[example][: self.sequence_length + 1]
+                end = start + len(ids) - 1
+                first = dataset.prompt_lengths[example] - 1  # the position whose label is the first of the response
+                tokens[row, start:end] = ids[:-1]
+                labels[row, start + first : end] = ids[first + 1 :]
+                if positions is not None:
+                    positions[row, start:end] = np.arange(end - start)
+                start = end
+            if positions is not None:
+                positions[row, start:] = np.arange(width - start)
         shape = (-1, self.micro_batch, width)
-        total = int(self.loss_tokens(dataset, examples).sum())
         return Batch(
-            torch.from_numpy(tokens).view(shape), torch.from_numpy(labels).view(shape), total, int(positions.sum())
+            torch.from_numpy(tokens).view(shape),
+            torch.from_numpy(labels).view(shape),
+            int(self.loss_tokens(dataset, examples).sum()),
+            int(self.positions(dataset, examples).sum()),
+            None if positions is None else torch.from_numpy(positions).view(shape),
         )
 
 
@@ -126,27 +173,37 @@ class TrainBatches:
     """Batches without end: epoch after epoch, each a permutation of the examples drawn from (seed, epoch).
 
     A global batch may reach over the end of an epoch, and over several where the dataset is small. Examples without any
-    loss token at this sequence length are left out.
+    loss token at this sequence length are left out. The parts of a mixture have epochs of their own.
 
     Args:
         dataset: the examples.
         shape: how a global batch is cut.
         seed: of the permutations.
+        options: how examples are put together.
 
     Raises:
         UserError: no example has anything to learn.
     """
 
-    def __init__(self, dataset: TokenDataset, shape: BatchShape, *, seed: int) -> None:
+    def __init__(
+        self, dataset: ExampleSet, shape: BatchShape, *, seed: int, options: BatchOptions | None = None
+    ) -> None:
         self._dataset = dataset
         self._shape = shape
-        self._seed = seed
+        self._options = options or BatchOptions()
         self._learnable = self._shape.learnable(dataset)
-        self._permutation: tuple[int, Ids] = (-1, self._learnable)  # the last epoch used
+        self._order: Order = training_order(dataset, self._learnable, seed)
+        self._packed: PackedOrder | None = None
+        if self._options.packing or self._options.length_window:
+            lengths = shape.positions(dataset, np.arange(len(dataset)))
+            if self._options.packing:
+                self._packed = PackedOrder(self._order, lengths, shape.sequence_length, seed)
+            else:
+                self._order = LengthOrder(self._order, lengths, shape.global_batch, self._options.length_window, seed)
 
     @property
     def epoch_size(self) -> int:
-        """Examples of an epoch."""
+        """Examples of an epoch; of a mixture, those of all its parts."""
         return len(self._learnable)
 
     @property
@@ -154,26 +211,41 @@ class TrainBatches:
         """Examples whose prompt fills the whole sequence, so that nothing of their response is left."""
         return len(self._dataset) - len(self._learnable)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the dataset and of how its examples are put together; for a plain order the dataset's own."""
+        changed = [name for name, value in vars(self._options).items() if value]
+        return " ".join([self._dataset.fingerprint, *(f"{name}={vars(self._options)[name]}" for name in changed)])
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about these batches, a sentence each."""
+        notes = []
+        if self.left_out:
+            notes.append(f"{self.left_out} examples are left out: their prompt fills data.sequence_length")
+        if self._packed is not None:
+            lengths = self._shape.positions(self._dataset, self._order.part(0, min(PACKING_BLOCK, self.epoch_size)))
+            share = padding_share(lengths, self._shape.sequence_length)
+            notes.append(
+                f"packed rows: {share:.1%} of their positions are padding in the first {len(lengths)} examples"
+            )
+        return notes
+
     def examples(self, step: int) -> Ids:
-        """The example numbers of a step's global batch, int64 [global_batch], the same on every rank."""
-        count = self._shape.global_batch
-        epoch, offset = divmod(step * count, self.epoch_size)
-        parts: list[Ids] = []
-        while count > 0:
-            part = self._epoch(epoch)[offset : offset + count]
-            parts.append(part)
-            count -= len(part)
-            epoch, offset = epoch + 1, 0
-        return np.concatenate(parts)
+        """The example numbers of a step's global batch, the same on every rank; [global_batch] unless packed."""
+        if self._packed is not None:
+            return np.concatenate(self._rows(step))
+        return self._order.part(step * self._shape.global_batch, self._shape.global_batch)
 
     def batch(self, step: int) -> Batch:
         """This rank's part of a step's global batch."""
-        return self._shape.batch(self._dataset, self.examples(step))
+        if self._packed is None:
+            return self._shape.batch(self._dataset, self.examples(step))
+        return self._shape.packed(self._dataset, self._rows(step))
 
-    def _epoch(self, epoch: int) -> Ids:
-        if self._permutation[0] != epoch:
-            self._permutation = (epoch, np.random.default_rng([self._seed, epoch]).permutation(self._learnable))
-        return self._permutation[1]
+    def _rows(self, step: int) -> list[Ids]:
+        assert self._packed is not None
+        return self._packed.rows(step * self._shape.global_batch, self._shape.global_batch)
 
 
 class ValidationBatches:
@@ -190,7 +262,7 @@ class ValidationBatches:
         UserError: as in `TrainBatches`.
     """
 
-    def __init__(self, dataset: TokenDataset, shape: BatchShape, *, limit: int | None = None) -> None:
+    def __init__(self, dataset: ExampleSet, shape: BatchShape, *, limit: int | None = None) -> None:
         self._dataset = dataset
         self._shape = shape
         examples = self._shape.learnable(dataset)

@@ -72,6 +72,7 @@ def evaluate_batches(
     return report.metrics
 
 
-def on_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels, [M, b, S] each."""
-    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+def on_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Tokens, labels and, of packed rows, positions; [M, b, S] each."""
+    positions = None if batch.positions is None else batch.positions.to(device, non_blocking=True)
+    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), positions

@@ -55,7 +55,8 @@ class Decoder(nn.Module):
     """The slice of a decoder on one stage. Parameter names are those of the whole model, whatever the slice.
 
     forward: token ids [B, S] on the first stage, hidden states [B, S or S/tp, D] elsewhere -> hidden states, normed on
-    the last stage. Logits are made by `head`, by whoever knows which tokens need them.
+    the last stage. Logits are made by `head`, by whoever knows which tokens need them. Where several texts share a row,
+    `places` [B, S] gives each token's position in its own: each 0 begins another, and no token sees another text's.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class Decoder(nn.Module):
         whole = replicated(self.tp.size, self.tp.rank, partial=self.tp.sequence_parallel)
         return named_layouts(self, whole)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         if self.embed_tokens is not None:
-            x = self._embed(self.embed_tokens, x)
+            x = self._embed(self.embed_tokens, x, places)
         positions = self._positions(x.shape[1] * (self.tp.size if self.tp.sequence_parallel else 1), x.device)
+        if places is not None:
+            positions = {kind: known.within(places) for kind, known in positions.items()}
         for index, layer in zip(self.part.layers, self.layers.values(), strict=True):
             known = positions[self.arch.attention_kind(index)]
             needs_grad = torch.is_grad_enabled() and (x.requires_grad or _trains(layer))
@@ -115,7 +118,9 @@ class Decoder(nn.Module):
             x = checkpoint(layer, x, known, use_reentrant=False) if recompute else layer(x, known)
         return x if self.norm is None else self.norm(x)
 
-    def _embed(self, embed_tokens: VocabParallelEmbedding, tokens: torch.Tensor) -> torch.Tensor:
+    def _embed(
+        self, embed_tokens: VocabParallelEmbedding, tokens: torch.Tensor, places: torch.Tensor | None
+    ) -> torch.Tensor:
         """The beginning of the residual stream, which is fp32 at least."""
         x = embed_tokens(tokens)
         scale = 1.0
@@ -123,7 +128,7 @@ class Decoder(nn.Module):
             scale = torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype).item()
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x * scale if scale != 1.0 else x
-        return x if self.embed_positions is None else self.embed_positions(x)
+        return x if self.embed_positions is None else self.embed_positions(x, places)
 
     def _positions(self, sequence: int, device: torch.device) -> dict[AttentionKind, Positions]:
         """What each kind of layer needs; kept for the next batch of the same width."""

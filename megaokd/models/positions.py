@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from megaokd.models.architecture import AttentionKind
@@ -16,7 +17,7 @@ class Positions:
 
     rotary: RotaryTable | None
     mask: torch.Tensor | None
-    """[S, S], True where a query (row) sees a key; None: every earlier position and its own."""
+    """[S, S] or [B, 1, S, S], True where a query (row) sees a key; None: every earlier position and its own."""
 
     @classmethod
     def build(cls, kind: AttentionKind, sequence: int, device: torch.device) -> "Positions":
@@ -27,6 +28,16 @@ class Positions:
             causal = torch.ones(sequence, sequence, dtype=torch.bool, device=device).tril()
             mask = causal.triu(1 - kind.window)
         return cls(table, mask)
+
+    def within(self, places: torch.Tensor) -> "Positions":
+        """The same for rows that several texts share, with `places` [B, S] as `Decoder` takes them.
+
+        Costs a mask of B x S x S bytes.
+        """
+        text = (places == 0).cumsum(-1)
+        same = (text[:, :, None] == text[:, None, :]).unsqueeze(1)
+        mask = same.tril() if self.mask is None else same & self.mask
+        return Positions(None if self.rotary is None else self.rotary.at(places), mask)
 
 
 class PositionEmbedding(nn.Module):
@@ -39,7 +50,9 @@ class PositionEmbedding(nn.Module):
         self.tp = tp
         self.weight = nn.Parameter(torch.empty(offset + positions, hidden_size))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         length = x.shape[1]
-        start = self.offset + (length * self.tp.rank if self.tp.sequence_parallel else 0)
-        return x + self.weight[start : start + length]
+        start = length * self.tp.rank if self.tp.sequence_parallel else 0
+        if places is not None:
+            return x + F.embedding(places[:, start : start + length] + self.offset, self.weight)
+        return x + self.weight[self.offset + start : self.offset + start + length]

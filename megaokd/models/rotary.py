@@ -123,10 +123,14 @@ class Rotary:
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """cos and sin of every position and rotated channel, [S, dim] fp32."""
+    """cos and sin of every position and rotated channel, [S, dim] or [B, 1, S, dim] fp32."""
 
     cos: torch.Tensor
     sin: torch.Tensor
+
+    def at(self, places: torch.Tensor) -> "RotaryTable":
+        """The rows of a table of positions 0 .. S - 1 at `places` [B, S]."""
+        return RotaryTable(self.cos[places].unsqueeze(1), self.sin[places].unsqueeze(1))
 
 
 def rotate(x: torch.Tensor, table: RotaryTable) -> torch.Tensor:

@@ -5,8 +5,8 @@ statically, since the library's own inference costs an extra forward and cannot 
 per batch length is built and kept.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,20 +17,25 @@ from megaokd.config import Parallel
 from megaokd.errors import UserError
 from megaokd.mesh import Axis
 from megaokd.parallel.region import TensorParallel
-from megaokd.pipeline.stage import Slot
+from megaokd.pipeline.stage import Hidden, Slot
 
 LossFunction = Callable[..., torch.Tensor]
 """(hidden states of the last stage, labels [b, S], scale=...) -> scalar."""
 
 
 class Runner(Protocol):
-    """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b examples."""
+    """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b rows.
 
-    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+    `positions`, [M, b, S] too, are those of packed rows; every stage needs them, none sends them on.
+    """
+
+    def forward_backward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+    ) -> None:
         """Accumulate the gradients of `scale` x the summed loss into the parameters of this rank's stages."""
         ...
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """Call the loss function for what it records; no gradients."""
         ...
 
@@ -78,16 +83,25 @@ class MicroBatchLoop:
         self.stage = stage
         self.loss = loss
 
-    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+    def forward_backward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+    ) -> None:
         """See `Runner`."""
-        for micro_tokens, micro_labels in zip(tokens, labels, strict=True):
-            self.loss(self.stage(micro_tokens), micro_labels, scale=scale).backward()
+        for hidden, micro_labels in self._outputs(tokens, labels, positions):
+            self.loss(hidden, micro_labels, scale=scale).backward()
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """See `Runner`."""
-        for micro_tokens, micro_labels in zip(tokens, labels, strict=True):
-            self.loss(self.stage(micro_tokens), micro_labels, scale=0.0)
+        for hidden, micro_labels in self._outputs(tokens, labels, positions):
+            self.loss(hidden, micro_labels, scale=0.0)
+
+    def _outputs(
+        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None
+    ) -> Iterator[tuple[Hidden, torch.Tensor]]:
+        for index, (micro_tokens, micro_labels) in enumerate(zip(tokens, labels, strict=True)):
+            keywords = {} if positions is None else {"positions": positions[index]}
+            yield self.stage(micro_tokens, **keywords), micro_labels
 
 
 MAX_SCHEDULES = 8
@@ -121,18 +135,22 @@ class PipelineRunner:
         self.num_stages = parallel.pipeline * parallel.virtual_stages
         self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
-    def forward_backward(self, tokens: torch.Tensor, labels: torch.Tensor, *, scale: float) -> None:
+    def forward_backward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+    ) -> None:
         """See `Runner`."""
         schedule = self._schedule(tokens.shape, train=True)
         arguments, target = self._feed(tokens, labels)
-        schedule.step(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": scale})
+        keywords = _keywords(positions)
+        schedule.step(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": scale}, **keywords)
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
         """See `Runner`."""
         schedule = self._schedule(tokens.shape, train=False)
         arguments, target = self._feed(tokens, labels)
-        schedule.eval(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": 0.0})
+        keywords = _keywords(positions)
+        schedule.eval(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": 0.0}, **keywords)
 
     def _feed(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
         """Tokens for the rank with the first stage, labels for the one with the last; the schedule cuts them again."""
@@ -174,3 +192,8 @@ class PipelineRunner:
             torch.empty(batch, local, slot.hidden_size, device="meta", requires_grad=stage >= slot.grad_from_stage)
             for slot in self.slots
         )
+
+
+def _keywords(positions: torch.Tensor | None) -> dict[str, Any]:
+    """Keyword arguments of the stages; the schedule cuts them into micro-batches and gives each stage its own."""
+    return {} if positions is None else {"positions": positions.flatten(0, 1)}

@@ -35,14 +35,14 @@ class DistillationStage(nn.Module):
         self.teacher = teacher
         self.precision = precision
 
-    def forward(self, *inputs: torch.Tensor) -> Hidden:
-        """[B, S] token ids on the first stage, the previous stage's output elsewhere."""
+    def forward(self, *inputs: torch.Tensor, positions: torch.Tensor | None = None) -> Hidden:
+        """[B, S] token ids on the first stage, the previous stage's output elsewhere; `positions`: see `Decoder`."""
         first = inputs[0]
         with autocast(self.precision, first.device):
-            student = self.student(first)
+            student = self.student(first, positions)
             if self.teacher is None:
                 return (student,)
-            return student, self.teacher(inputs[-1])
+            return student, self.teacher(inputs[-1], positions)
 
 
 class DriftStage(nn.Module):
@@ -53,9 +53,9 @@ class DriftStage(nn.Module):
         self.teacher = teacher
         self.precision = precision
 
-    def forward(self, *inputs: torch.Tensor) -> Hidden:
+    def forward(self, *inputs: torch.Tensor, positions: torch.Tensor | None = None) -> Hidden:
         """As `DistillationStage.forward`, with the original teacher's hidden state first."""
         with autocast(self.precision, inputs[0].device):
             with original_teacher(self.teacher):
-                original = self.teacher(inputs[0])
-            return original, self.teacher(inputs[-1])
+                original = self.teacher(inputs[0], positions)
+            return original, self.teacher(inputs[-1], positions)

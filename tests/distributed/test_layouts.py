@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from megaokd.config_file import parse_config
-from megaokd.data.batches import BatchShape, TrainBatches
+from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.distill.online_modules import first_online_layer
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.initialize import seeded_generator
 from tests.reference import okd
 from tests.support.launch import must, torchrun
-from tests.support.tiny import TinyWorld
+from tests.support.tiny import TinyWorld, run
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 TOLERANCE = 1e-5
@@ -60,6 +60,7 @@ UNTIED: dict[str, Any] = {
     "student": {"path": None, "architecture": {"hidden_size": 16, "num_layers": 2, "tied_head": False}},
     "train": {"steps": 3},
 }
+PACKED: dict[str, Any] = {"data": {"packing": True, "train": "SHORT"}, "train": {"steps": 4}}
 BF16: dict[str, Any] = {"train": {"steps": 3, "precision": "bf16"}, "teacher": {"dtype": "bfloat16"}}
 OTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "scratch": (1, {}, SCRATCH),
@@ -67,6 +68,9 @@ OTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "scratch_untied_pp2": (2, {"pipeline": 2}, UNTIED),
     "scratch_tp4": (4, {"tensor": 4}, SCRATCH),
     "scratch_tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, SCRATCH),
+    "packed": (1, {}, PACKED),
+    "packed_pp2": (2, {"pipeline": 2}, PACKED),
+    "packed_tp2_pp2": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "recompute": True}, PACKED),
     "bf16": (1, {}, BF16),
     "bf16_tp2_pp2": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}, BF16),
 }
@@ -85,7 +89,7 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("layouts")
     for processes in (1, 2, 4):
         cases = {
-            name: tiny_world.config(folder / name, parallel=parallel, **(OPTIONS | sections))
+            name: tiny_world.config(folder / name, parallel=parallel, **(OPTIONS | with_short(sections, tiny_world)))
             for name, (count, parallel, sections) in (LAYOUTS | OTHER).items()
             if count == processes
         }
@@ -94,19 +98,50 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+def with_short(sections: dict[str, Any], world: TinyWorld) -> dict[str, Any]:
+    """`sections` with examples of which several fit into a row, in the place of SHORT."""
+    if sections.get("data", {}).get("train") != "SHORT":
+        return sections
+    folder = world.root / "short"
+    if not folder.exists():
+        records = [{"prompt": f"item {n}", "response": f" is {n * 7}" * (n % 5 + 1)} for n in range(90)]
+        (world.root / "short.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        run(
+            "preprocess",
+            "--input",
+            world.root / "short.jsonl",
+            "--tokenizer",
+            world.root / "tokenizer",
+            "--output",
+            folder,
+        )
+    return {**sections, "data": {**sections["data"], "train": str(folder)}}
+
+
 @pytest.fixture(scope="module")
 def reference(tiny_world: TinyWorld) -> okd.History:
     """The same ten steps in one process, unsharded, in plain torch."""
-    config = parse_config(tiny_world.config(Path("unused"), **OPTIONS))
+    return reference_run(tiny_world)
+
+
+def reference_run(tiny_world: TinyWorld, **sections: dict[str, Any]) -> okd.History:
+    """In plain torch; the examples of packed rows each have a row of their own here."""
+    config = parse_config(tiny_world.config(Path("unused"), **(OPTIONS | sections)))
     dataset = TokenDataset(config.data.train)
+    data, train = config.data, config.train
     shape = BatchShape(
-        sequence_length=config.data.sequence_length,
-        bucket=config.data.bucket,
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.global_batch,
+        sequence_length=data.sequence_length,
+        bucket=data.bucket,
+        global_batch=train.global_batch,
+        micro_batch=train.global_batch,
     )
-    batches = TrainBatches(dataset, shape, seed=config.train.seed)
-    whole = [batches.batch(step) for step in range(config.train.steps)]
+    batches = TrainBatches(dataset, shape, seed=train.seed, options=BatchOptions(packing=data.packing))
+    examples = [batches.examples(step) for step in range(train.steps)]
+    assert len(examples[0]) > train.global_batch or not data.packing, "no row is shared"
+    whole = [
+        dataclasses.replace(shape, global_batch=len(numbers), micro_batch=len(numbers)).batch(dataset, numbers)
+        for numbers in examples
+    ]
     assert config.teacher.online is not None
     return okd.train(
         load_file(tiny_world.root / "teacher" / "model.safetensors"),
@@ -154,9 +189,19 @@ def initial_lora(world: TinyWorld, *, rank: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_takes_the_reference_steps(layout: str, results: Path, reference: okd.History) -> None:
-    history = json.loads((results / f"{layout}.json").read_text())
     assert max(reference.student_grad_norm) > 1.0, "clipping is not active"
     assert max(reference.online_grad_norm) > 0.4, "clipping is not active"
+    compare_steps(json.loads((results / f"{layout}.json").read_text()), reference)
+
+
+def test_packed_rows_take_the_steps_of_their_examples_alone(tiny_world: TinyWorld, results: Path) -> None:
+    reference = reference_run(tiny_world, **with_short(PACKED, tiny_world))
+    for layout in ("packed", "packed_pp2", "packed_tp2_pp2"):
+        compare_steps(json.loads((results / f"{layout}.json").read_text()), reference)
+
+
+def compare_steps(history: list[dict[str, Any]], reference: okd.History) -> None:
+    assert len(history) == len(reference.student_loss)
     for step, record in enumerate(history):
         expected = {
             "student_loss": reference.student_loss[step],
