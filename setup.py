@@ -41,7 +41,7 @@ setup(
         "rouge-score>=0.1.2",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "hypothesis>=6.100"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "peft"],
         "dev": ["ruff", "mypy", "pre-commit", "types-PyYAML", "types-tqdm"],
         "bench": ["trl", "peft"],
     },

@@ -236,7 +236,9 @@ class Checkpoint:
     asynchronous: bool = True
     """Write in the background from a copy in host memory; false: training waits until all is on disk."""
     export: bool = True
-    """Write the student as a Hugging Face folder (folder/student) at the end."""
+    """At the end write the student as a Hugging Face folder (folder/student), online modules as a PEFT adapter."""
+    export_merged_teacher: bool = False
+    """At the end also write the teacher with its online modules merged (folder/teacher)."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -47,14 +47,14 @@ def export_student(run: Run, folder: Path) -> None:
     export_weights(run.models.students, folder, run.mesh)
 
 
-def copy_model_files(source: Path, folder: Path) -> None:
-    """Copy what belongs to a model beside its weights, which will be fp32."""
+def copy_model_files(source: Path, folder: Path, *, dtype: str = "float32") -> None:
+    """Copy what belongs to a model beside its weights; `dtype` is what they will have."""
     for file in sorted({file for pattern in _COPIED for file in source.glob(pattern) if file.is_file()}):
         shutil.copyfile(file, folder / file.name)
     values = read_json_object(folder / "config.json")
-    if values.get("dtype", values.get("torch_dtype")) != "float32":
+    if values.get("dtype", values.get("torch_dtype")) != dtype:
         values.pop("torch_dtype", None)
-        _write_json(folder / "config.json", {**values, "dtype": "float32"})
+        _write_json(folder / "config.json", {**values, "dtype": dtype})
 
 
 def _write_own_files(run: Run, folder: Path) -> None:

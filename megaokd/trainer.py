@@ -14,12 +14,18 @@ from megaokd.callbacks.build import build_callbacks
 from megaokd.checkpoint.checkpointer import Checkpointer, refuse_checkpoints
 from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.checkpoint.identity import new_state
-from megaokd.checkpoint.state import EXPORT_CHECK_FILE, STUDENT_FOLDER
+from megaokd.checkpoint.state import (
+    EXPORT_CHECK_FILE,
+    MERGED_TEACHER_FOLDER,
+    STUDENT_FOLDER,
+    TEACHER_ADAPTER_FOLDER,
+)
 from megaokd.config import Config
 from megaokd.config_file import to_dict
 from megaokd.engine.report import StepReport
 from megaokd.errors import UserError
 from megaokd.export import export_student, write_export_check
+from megaokd.export_teacher import check_teacher_export, export_adapter, export_merged_teacher
 from megaokd.mesh import ParallelMesh
 from megaokd.run import Run, build_run
 from megaokd.signals import StopRequest
@@ -41,6 +47,7 @@ class Trainer:
         self.config = config
         self.mesh = mesh
         self.folder = Path(config.checkpoint.folder)
+        check_teacher_export(config)
         if config.train.resume == "never":
             refuse_checkpoints(self.folder)
         self.run: Run = build_run(config, mesh)
@@ -177,6 +184,7 @@ class Trainer:
         if self.config.checkpoint.export:
             export_student(self.run, self.folder / STUDENT_FOLDER)
             write_export_check(self.run, self.folder / EXPORT_CHECK_FILE)
+        self._export_teacher()
         if self.mesh.is_main:
             summary = {
                 "steps": self.state.step,
@@ -186,6 +194,17 @@ class Trainer:
                 "config": to_dict(self.config),
             }
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+
+    def _export_teacher(self) -> None:
+        teacher, options = self.config.teacher, self.config.checkpoint
+        if teacher.path is None or teacher.online is None:
+            return
+        slices = self.run.models.teachers
+        if options.export:
+            export_adapter(slices, teacher.path, self.folder / TEACHER_ADAPTER_FOLDER, self.mesh)
+        if options.export_merged_teacher:
+            folder = self.folder / MERGED_TEACHER_FOLDER
+            export_merged_teacher(slices, teacher.path, folder, self.mesh, dtype=teacher.dtype)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """Weights from and to Hugging Face folders, slice by slice: a rank reads only what it holds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,23 @@ def _check_tensors(weights: WeightFolder, arch: DecoderArchitecture) -> str:
     return prefix
 
 
-def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> None:
+Named = Callable[[Decoder], Iterator[tuple[str, torch.Tensor, TensorLayout]]]
+
+
+def export_weights(
+    parts: list[Decoder], folder: Path, mesh: ParallelMesh, named: Named = Decoder.named_layouts
+) -> None:
     """Write the whole model as safetensors, one file a pipeline rank and an index where there are several.
 
     Collective over the world; the ranks with data rank 0 gather over their tensor group, one tensor at a time, and the
     first of a tensor group holds its stage's tensors in host memory until the file is written.
+
+    named: what a part holds, (name, tensor, layout) of each; by default its parameters.
     """
     if mesh.data.rank == 0:
         tensors: dict[str, torch.Tensor] = {}
         for part in parts:
-            _collect(part, mesh, tensors)
+            _collect(part, mesh, tensors, named)
         if mesh.tensor.rank == 0:
             last = mesh.pipeline.size
             name = SINGLE if last == 1 else f"model-{mesh.pipeline.rank + 1:05d}-of-{last:05d}.safetensors"
@@ -101,10 +108,10 @@ def export_weights(parts: list[Decoder], folder: Path, mesh: ParallelMesh) -> No
     dist.barrier()
 
 
-def _collect(decoder: Decoder, mesh: ParallelMesh, tensors: dict[str, torch.Tensor]) -> None:
+def _collect(decoder: Decoder, mesh: ParallelMesh, tensors: dict[str, torch.Tensor], named: Named) -> None:
     """Add what this stage alone writes, in the family's form, on the first rank of each tensor group."""
     places = WeightMap(decoder.arch)
-    for name, whole in _gathered(decoder, mesh):
+    for name, whole in _gathered(decoder, mesh, named):
         if mesh.tensor.rank != 0:
             continue
         shape = tuple(whole.shape)
@@ -115,12 +122,12 @@ def _collect(decoder: Decoder, mesh: ParallelMesh, tensors: dict[str, torch.Tens
             tensors[location.tensor][region].copy_(whole[rows].T if location.transposed else whole[rows])
 
 
-def _gathered(decoder: Decoder, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole tensor) of every parameter of this stage that no other stage writes."""
-    for name, parameter, layout in decoder.named_layouts():
+def _gathered(decoder: Decoder, mesh: ParallelMesh, named: Named) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of everything on this stage that no other stage writes."""
+    for name, local, layout in named(decoder):
         if name == "head.weight" and decoder.holds_tied_copy:
             continue
-        yield name, gather_whole(parameter.detach(), layout, mesh)
+        yield name, gather_whole(local.detach(), layout, mesh)
 
 
 def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) -> torch.Tensor:

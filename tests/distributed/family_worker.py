@@ -1,7 +1,8 @@
 """Reads model folders in one layout after another, and writes what came of them: logits, gradients, an export.
 
 Usage: torchrun --nproc-per-node=2 ... family_worker.py FOLDER, with FOLDER/NAME/model for each model.
-Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/}; of a model in bf16 only the exported weights.
+Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/} and, of a
+teacher with modules, {adapted.safetensors, adapter/, merged/}; of a model in bf16 only the exported weights.
 """
 
 import json
@@ -12,16 +13,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from megaokd.config import Parallel
+from megaokd.config import OnlineModules, Parallel
 from megaokd.distill.objective import HiddenStateLoss, Terms
+from megaokd.distill.online_modules import attach_online_modules
 from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
 from megaokd.engine.parameters import TrainableParameter
 from megaokd.export import copy_model_files
+from megaokd.export_teacher import export_adapter, export_merged_teacher
 from megaokd.kernels import Term
 from megaokd.mesh import ParallelMesh, build_mesh, start_distributed
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.huggingface_weights import export_weights, gather_whole, load_decoder
+from megaokd.models.initialize import fill_slice
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.schedule import build_runner
@@ -50,11 +54,15 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> None:
+def build(model: Path, parallel: Parallel, mesh: ParallelMesh) -> tuple[Decoder, VocabRange, TensorParallel]:
     arch = read_architecture(model)
     tp = TensorParallel.on(mesh.tensor, sequence_parallel=parallel.sequence_parallel)
     vocab = VocabRange.split(arch.vocab_size, arch.vocab_size + 5, tp)
-    decoder = Decoder(arch, split_model(arch, parallel.pipeline)[mesh.pipeline.rank], vocab, tp)
+    return Decoder(arch, split_model(arch, parallel.pipeline)[mesh.pipeline.rank], vocab, tp), vocab, tp
+
+
+def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> None:
+    decoder, vocab, tp = build(model, parallel, mesh)
     stored = json.loads((model / "config.json").read_text())["dtype"]
     decoder.to(getattr(torch, stored))
     load_decoder(decoder, model)
@@ -64,19 +72,48 @@ def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> No
     if mesh.is_main:
         copy_model_files(model, output / "export")
 
-    stages, slots = [DistillationStage(decoder, None, "fp32")], (Slot(arch.hidden_size, grad_from_stage=0),)
-    tokens = families.batch().unsqueeze(1)  # two micro-batches of one example
-    labels = torch.nn.functional.pad(tokens[..., 1:], (0, 1), value=-100)
-    recorder = Recorder(decoder, tp, mesh)
-    build_runner(stages, slots, recorder, parallel, mesh.pipeline, tp, mesh.device).forward(tokens, labels)
-    if recorder.logits and mesh.tensor.rank == 0:
-        save_file({"logits": torch.cat(recorder.logits)}, output / "logits.safetensors")
+    write_logits(decoder, output / "logits.safetensors", parallel, tp, mesh)
+    if model.parent.name in families.ADAPTED:
+        adapt(model, output, parallel, mesh)
 
     ends = (decoder,) if decoder.part.last else ()
     loss = HiddenStateLoss(ends, TERMS, vocab, tp, "fp32", has_teacher=False, fused=True)
+    stages, slots = as_stage(decoder)
+    tokens, labels = micro_batches()
     runner = build_runner(stages, slots, loss, parallel, mesh.pipeline, tp, mesh.device)
     runner.forward_backward(tokens, labels, scale=1.0 / int((labels != -100).sum()))
     write_gradients(decoder, output / "gradients", tp, mesh)
+
+
+def micro_batches() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two micro-batches of one example, and their labels."""
+    tokens = families.batch().unsqueeze(1)
+    return tokens, torch.nn.functional.pad(tokens[..., 1:], (0, 1), value=-100)
+
+
+def as_stage(decoder: Decoder) -> tuple[list[DistillationStage], tuple[Slot, ...]]:
+    return [DistillationStage(decoder, None, "fp32")], (Slot(decoder.arch.hidden_size, grad_from_stage=0),)
+
+
+def write_logits(decoder: Decoder, path: Path, parallel: Parallel, tp: TensorParallel, mesh: ParallelMesh) -> None:
+    recorder = Recorder(decoder, tp, mesh)
+    runner = build_runner(*as_stage(decoder), recorder, parallel, mesh.pipeline, tp, mesh.device)
+    runner.forward(*micro_batches())
+    if recorder.logits and mesh.tensor.rank == 0:
+        save_file({"logits": torch.cat(recorder.logits)}, path)
+
+
+def adapt(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> None:
+    """Logits of the model with random modules on its last two layers, and what is exported of it."""
+    decoder, _, tp = build(model, parallel, mesh)
+    load_decoder(decoder, model)
+    attach_online_modules(decoder, OnlineModules(rank=3, alpha=4.5, layers=2), seed=1)
+    for name, parameter, layout in decoder.named_layouts():
+        if name.endswith("lora_B"):
+            fill_slice(parameter, layout, name, 1, lambda whole, g: whole.normal_(0.0, 0.2, generator=g))
+    write_logits(decoder, output / "adapted.safetensors", parallel, tp, mesh)
+    export_adapter([decoder], str(model), output / "adapter", mesh)
+    export_merged_teacher([decoder], str(model), output / "merged", mesh, dtype="float32")
 
 
 def write_gradients(decoder: Decoder, folder: Path, tp: TensorParallel, mesh: ParallelMesh) -> None:

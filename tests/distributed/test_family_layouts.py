@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -91,3 +92,27 @@ def test_transformers_loads_and_generates(world: tuple[Path, dict[str, Expected]
     assert families.relative(model.eval()(families.batch()).logits, expected[name].logits) < 2e-6
     written = model.generate(families.batch()[:1, :5], max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert written.shape == (1, 9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", families.ADAPTED)
+def test_the_adapted_teacher_in_peft_and_merged(
+    world: tuple[Path, dict[str, Expected]], name: str, layout: str
+) -> None:
+    root, expected = world
+    output = root / name / layout
+    ours = load_file(output / "adapted.safetensors")["logits"]
+    assert families.relative(ours, expected[name].logits) > 1e-2, "the modules do something"
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root / name / "model"), output / "adapter")
+    assert families.relative(adapted.eval()(families.batch()).logits, ours) < 2e-6
+    with_peft = adapted.merge_and_unload()
+    assert families.relative(with_peft(families.batch()).logits, ours) < 2e-6
+    merged = AutoModelForCausalLM.from_pretrained(output / "merged")
+    assert families.relative(merged.eval()(families.batch()).logits, ours) < 2e-6
+
+
+@pytest.mark.parametrize("name", families.ADAPTED)
+def test_every_layout_exports_the_same_adapter(world: tuple[Path, dict[str, Expected]], name: str) -> None:
+    first, *others = (load_folder(world[0] / name / layout / "adapter") for layout in LAYOUTS)
+    for other in others:
+        assert_same_bytes(other, first)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
 
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, environment, megaokd, must, start, torchrun
@@ -39,7 +42,11 @@ def losses(folder: Path) -> dict[int, tuple[float, ...]]:
 def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve steps in one process, never stopped."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    options = {"train": {"steps": 12, "validate_every": 6}, "teacher": {"check_frozen_every": 4}}
+    options: dict[str, dict[str, Any]] = {
+        "train": {"steps": 12, "validate_every": 6},
+        "teacher": {"check_frozen_every": 4},
+        "checkpoint": {"export_merged_teacher": True},
+    }
     must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
     return folder / "run"
 
@@ -52,6 +59,16 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
             return
         time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached: {process.communicate()[1][-3000:]}")
+
+
+def test_the_teacher_that_a_run_leaves(tiny_world: TinyWorld, uninterrupted: Path) -> None:
+    tokens = torch.arange(20).unsqueeze(0)
+    original = AutoModelForCausalLM.from_pretrained(tiny_world.teacher)
+    before = original(tokens).logits
+    adapted = PeftModel.from_pretrained(original, uninterrupted / "teacher_adapter").eval()(tokens).logits
+    merged = AutoModelForCausalLM.from_pretrained(uninterrupted / "teacher")(tokens).logits
+    torch.testing.assert_close(adapted, merged, rtol=0, atol=1e-5)
+    assert (adapted - before).abs().max() > 1e-3, "the modules were trained"
 
 
 def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Those whose teacher's online modules are exported: each way in which a family stores projections.
+ADAPTED = ("llama", "llama-tied", "qwen3-one-kv", "phi3", "gpt2", "gpt_neox", "opt")
+
+
 def random_model(name: str, attention: str = "eager") -> PreTrainedModel:
     """A model whose every weight, norms and biases included, is random and not small; in eval mode, fp32."""
     model_type, options = CASES[name]

@@ -20,6 +20,7 @@ ORDER = [
     ["engine"],
     ["run"],
     ["callbacks", "export", "signals"],
+    ["export_teacher"],
     ["checkpoint"],
     ["validation"],
     ["trainer"],

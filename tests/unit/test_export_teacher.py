@@ -1,0 +1,22 @@
+"""What a merged teacher needs; the files themselves are compared with peft in tests/distributed/test_family_layouts.py."""
+
+import pytest
+
+from megaokd.config import Checkpoint, Config, Data, OnlineModules, Teacher, Train
+from megaokd.errors import UserError
+from megaokd.export_teacher import check_teacher_export
+
+
+def config(teacher: Teacher) -> Config:
+    checkpoint = Checkpoint(folder="run", export_merged_teacher=True)
+    return Config(data=Data(train="data"), train=Train(steps=1), checkpoint=checkpoint, teacher=teacher)
+
+
+@pytest.mark.parametrize("teacher", [Teacher(), Teacher(path="teacher", online=None)])
+def test_refused_without_modules(teacher: Teacher) -> None:
+    with pytest.raises(UserError, match=r"export_merged_teacher needs a teacher with online modules"):
+        check_teacher_export(config(teacher))
+
+
+def test_allowed_with_modules() -> None:
+    check_teacher_export(config(Teacher(path="teacher", online=OnlineModules())))
