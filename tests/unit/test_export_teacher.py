@@ -1,4 +1,4 @@
-"""What a merged teacher needs; the files themselves are compared with peft in tests/distributed/test_family_layouts.py."""
+"""What a merged teacher needs; tests/distributed/test_family_layouts.py compares the files themselves with peft."""
 
 import pytest
 
