@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "corpus": ("megaokd.tools.corpus", "signature -> docstring pairs from installed Python packages"),
     "tokenizer": ("megaokd.tools.tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megaokd.tools.preprocess", "text or instruction data -> token data"),
+    "data": ("megaokd.tools.data", "inspect a token dataset, or measure how fast one is made"),
     "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
     "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),
 }
