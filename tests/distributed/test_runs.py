@@ -112,24 +112,6 @@ def test_starts_without_a_compiler(tiny_world: TinyWorld, tmp_path: Path) -> Non
     must(megaokd("train", config, variables={**environment(), "PATH": str(empty)}))
 
 
-def test_another_layout_continues_the_run(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
-    """Six steps at tp2 x pp2, the rest at tp4, as if nothing had happened (1e-5); the export equals `transformers`."""
-    folder = tmp_path / "run"
-    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}
-    config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
-    constant = [f"optimizer.{group}.schedule=constant" for group in ("student", "online")]
-    must(torchrun(4, *CLI, config, *constant, "train.steps=6", "parallel={tensor: 2, pipeline: 2}"))
-    assert check_export(folder) <= 1e-5
-    must(torchrun(4, *CLI, config, *constant, "parallel={tensor: 4, sequence_parallel: true}"))
-    single = tmp_path / "single"
-    must(megaokd("train", config, *constant, f"checkpoint.folder={single}", "checkpoint.export=false"))
-    expected, found = losses(single), losses(folder)
-    assert expected.keys() == found.keys()
-    for step, values in expected.items():
-        assert found[step] == pytest.approx(values, rel=1e-5), f"step {step}"
-    assert check_export(folder) <= 1e-5
-
-
 def test_early_stopping_keeps_the_best(tiny_world: TinyWorld, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # A learning rate that soon does harm: the held-out loss rises after the first validations.
