@@ -39,6 +39,7 @@ setup(
         "PyYAML>=6.0",
         "tqdm>=4.60",
         "rouge-score>=0.1.2",
+        "scipy>=1.11",
     ],
     extras_require={
         "test": ["pytest>=8.0", "hypothesis>=6.100", "peft"],

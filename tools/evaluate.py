@@ -17,19 +17,28 @@ def main(argv: Sequence[str]) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from megaokd.data.dataset import TokenDataset
-    from megaokd.evaluation.evaluate import evaluate
+    from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
     from megaokd.evaluation.report import summary, write_report
 
     disable_progress_bar()
     data = TokenDataset(options.data)
     result = evaluate(
-        options.model,
+        Folders(
+            model=options.model,
+            data=options.data,
+            tokenizer=data.tokenizer_path,
+            teacher=options.teacher,
+            adapted_teacher=options.adapted_teacher,
+        ),
         data,
-        data_folder=options.data,
-        tokenizer_folder=data.tokenizer_path,
-        teacher_folder=options.teacher,
-        num_generations=options.generate,
-        max_new_tokens=options.max_new_tokens,
+        GenerationOptions(
+            count=options.generate,
+            max_new_tokens=options.max_new_tokens,
+            prompts=options.prompts,
+            seeds=options.seeds,
+            temperature=options.temperature,
+            top_p=options.top_p,
+        ),
         max_length=options.max_length,
         max_batch_tokens=options.max_batch_tokens,
     )
@@ -47,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="Hugging Face model folder (safetensors)")
     parser.add_argument("--data", required=True, help="tokenized data set, as `megaokd preprocess` writes it")
     parser.add_argument("--teacher", help="Hugging Face folder of the teacher, for the divergences to it")
-    parser.add_argument("--generate", type=_count, default=0, metavar="N", help="greedy generations (default: none)")
+    parser.add_argument("--adapted-teacher", help="the moved teacher: a model folder, or the adapter that a run leaves")
+    parser.add_argument("--generate", type=_count, default=0, metavar="N", help="prompts to continue (default: none)")
+    parser.add_argument("--prompts", metavar="FILE.jsonl", help="prompts with references, instead of the data set's")
+    parser.add_argument("--seeds", type=_count, default=0, metavar="N", help="sample with N seeds (default: greedy)")
+    parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="of sampling (default: 1)")
+    parser.add_argument("--top-p", type=_share, default=1.0, metavar="P", help="of sampling (default: 1)")
     parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--max-length", type=_positive, metavar="N", help="cut examples to N ids (default: the positions)"
@@ -63,6 +77,20 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
     return value
 
 

@@ -17,7 +17,7 @@ class Entry:
 
     method: str
     evaluation: dict[str, Any]
-    generations: list[dict[str, str]]
+    generations: list[dict[str, Any]]
     training_seconds: float
 
 
@@ -53,7 +53,7 @@ def side_by_side(entries: Sequence[Entry], count: int = 3) -> str:
     blocks = []
     for index in range(min(count, len(entries[0].generations))):
         first = entries[0].generations[index]
-        texts = [("reference", first["reference"])]
+        texts = [("reference", first["references"][0])]
         texts += [(entry.method, entry.generations[index]["generation"]) for entry in entries]
         lines = [f"{name:<{width}} | {' '.join(text.split())}" for name, text in texts]
         blocks.append("\n".join([first["prompt"], *lines]))

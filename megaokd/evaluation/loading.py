@@ -33,6 +33,33 @@ def load_model(folder: str | Path, tokenizer: PreTrainedTokenizerBase, device: t
     return model
 
 
+def load_adapted(
+    folder: str | Path, teacher_folder: str | Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
+    """The moved teacher: a model folder, or the PEFT adapter in `folder` on top of the model in `teacher_folder`.
+
+    Raises:
+        UserError: as `load_model`; an adapter without its teacher, or without `peft`.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        return load_model(folder, tokenizer, device)
+    if teacher_folder is None:
+        raise UserError(f"{folder} is an adapter: give the original teacher with --teacher")
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError(f"{folder} is an adapter, which the package peft reads: pip install peft") from None
+    try:
+        adapted = PeftModel.from_pretrained(load_model(teacher_folder, tokenizer, device), str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # peft and safetensors raise whatever their parsers meet
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: does not fit {teacher_folder} ({type(error).__name__}: {reason})") from error
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged.eval()
+
+
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from typing import Any
 
 from megaokd.evaluation.environment import describe_environment, environment_lines
 from megaokd.evaluation.evaluate import Evaluation, Generation
+from megaokd.evaluation.token_metrics import TokenMetrics
 
 RESULT_FILE = "evaluation.json"
 GENERATIONS_FILE = "generations.jsonl"
@@ -30,6 +31,8 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
     """The result as flat JSON values; the generations are counted, their text has a file of its own."""
     values = dataclasses.asdict(result)
     values.update(values.pop("metrics"))
+    values.update(values.pop("texts") or {})
+    values["adapted"] = values.pop("adapted")
     values["generations"] = len(result.generations)
     return values
 
@@ -47,6 +50,8 @@ def summary(result: Evaluation) -> str:
     lines = [f"On {result.data}: {result.examples:,} examples, {result.metrics.tokens:,} response tokens."]
     if result.teacher is not None:
         lines.append(f"Divergences are to {result.teacher}.")
+    if result.adapted_teacher is not None:
+        lines.append(f"The adapted teacher is {result.adapted_teacher}.")
     rows = [(name, f"{value:.4f}") for name, value in _measures(result) if value is not None]
     return "\n".join([*lines, "", markdown_table(("measure", "value"), rows)])
 
@@ -66,18 +71,37 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def samples(generations: Sequence[Generation]) -> str:
     """Prompt, reference and generation of each, as quoted blocks."""
     return "\n\n".join(
-        f"````text\n{item.prompt}\n--- reference\n{item.reference}\n--- generation\n{item.generation}\n````"
+        f"````text\n{item.prompt}\n--- reference\n{item.references[0]}\n--- generation\n{item.generation}\n````"
         for item in generations
     )
 
 
 def _measures(result: Evaluation) -> list[tuple[str, float | None]]:
     metrics = result.metrics
-    return [
+    rows = [
         ("cross-entropy, nats a token", metrics.cross_entropy),
-        ("teacher's cross-entropy", metrics.teacher_cross_entropy),
-        ("forward KL(teacher, model)", metrics.forward_kl),
-        ("reverse KL(model, teacher)", metrics.reverse_kl),
-        ("top-1 agreement with the teacher", metrics.top1_agreement),
-        (f"ROUGE-L of {len(result.generations)} greedy generations", result.rouge_l),
+        ("expected calibration error", metrics.calibration_error),
+        *_against("teacher", metrics),
+    ]
+    if result.adapted is not None:
+        rows += _against("adapted teacher", result.adapted)
+    if result.texts is not None:
+        texts, options = result.texts, result.options
+        kind = "greedy" if options.seeds == 0 else f"sampled (temperature {options.temperature}, top-p {options.top_p})"
+        rows += [
+            (f"ROUGE-L of {len(result.generations)} {kind} generations", texts.rouge_l),
+            (f"+/- (95%, over {options.seeds} seeds)", texts.rouge_l_interval),
+            ("distinct-1", texts.distinct_1),
+            ("distinct-2", texts.distinct_2),
+            ("length / length of the reference", texts.length_ratio),
+        ]
+    return rows
+
+
+def _against(name: str, metrics: TokenMetrics) -> list[tuple[str, float | None]]:
+    return [
+        (f"{name}'s cross-entropy", metrics.teacher_cross_entropy),
+        (f"forward KL({name}, model)", metrics.forward_kl),
+        (f"reverse KL(model, {name})", metrics.reverse_kl),
+        (f"top-1 agreement with the {name}", metrics.top1_agreement),
     ]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
+from megaokd.evaluation.calibration import Calibration
 from megaokd.evaluation.examples import Example, LossBatch, loss_batches
 
 # Rows of [rows, V] that are normalised at a time: bounds the fp32 temporaries whatever the batch.
@@ -29,6 +30,8 @@ class TokenMetrics:
 
     tokens: int
     cross_entropy: float
+    calibration_error: float
+    """Expected calibration error of the likeliest token, 0 to 1."""
     forward_kl: float | None = None
     reverse_kl: float | None = None
     top1_agreement: float | None = None
@@ -55,6 +58,7 @@ def measure_tokens(
     """
     sums: dict[str, float] = {}
     tokens = 0
+    calibration = Calibration()
     for batch in loss_batches(examples, max_batch_tokens, pad_id):
         labels = batch.labels[batch.labels != IGNORE].to(model.device)
         tokens += len(labels)
@@ -62,7 +66,9 @@ def measure_tokens(
         teacher_logits = None if teacher is None else _loss_logits(teacher, batch, vocab_size)
         for start in range(0, len(labels), _ROWS):
             rows = slice(start, start + _ROWS)
-            part = _sums(logits[rows], None if teacher_logits is None else teacher_logits[rows], labels[rows])
+            log_q = F.log_softmax(logits[rows].float(), dim=-1)
+            calibration.add(log_q, labels[rows])
+            part = _sums(log_q, None if teacher_logits is None else teacher_logits[rows], labels[rows])
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
     if tokens == 0:
@@ -71,7 +77,7 @@ def measure_tokens(
     for name, value in means.items():
         if value != value or value in (float("inf"), float("-inf")):
             raise UserError(f"{name} is {value}: the model's weights or logits are not finite")
-    return TokenMetrics(tokens=tokens, **means)
+    return TokenMetrics(tokens=tokens, calibration_error=calibration.error(), **means)
 
 
 def _loss_logits(model: PreTrainedModel, batch: LossBatch, vocab_size: int) -> Tensor:
@@ -88,8 +94,7 @@ def _loss_logits(model: PreTrainedModel, batch: LossBatch, vocab_size: int) -> T
     return selected
 
 
-def _sums(logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, float]:
-    log_q = F.log_softmax(logits.float(), dim=-1)
+def _sums(log_q: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, float]:
     result = {"cross_entropy": F.nll_loss(log_q, labels, reduction="none")}
     if teacher_logits is not None:
         log_p = F.log_softmax(teacher_logits.float(), dim=-1)

@@ -1,21 +1,26 @@
 """Evaluation of a Hugging Face folder, on tiny random Llama models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megaokd.errors import UserError
-from megaokd.evaluation.evaluate import evaluate
+from megaokd.evaluation.calibration import Calibration
+from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
 from megaokd.evaluation.examples import Example, loss_batches, read_examples
 from megaokd.evaluation.export_check import check_export
-from megaokd.evaluation.generation import generate_greedy, rouge_l
+from megaokd.evaluation.generation import Sampling, generate
+from megaokd.evaluation.prompts import read_prompts
 from megaokd.evaluation.report import write_report
+from megaokd.evaluation.text_metrics import TextMetrics, distinct, mean_over_seeds, measure_texts, rouge_l
 from megaokd.evaluation.token_metrics import measure_tokens
 
 VOCAB, BOS, EOS = 53, 1, 2
@@ -155,7 +160,7 @@ def test_generation_does_not_depend_on_batching(examples: list[Example]) -> None
     model = make_model(3).double()
     prompts = [example.ids[: example.prompt_length] for example in examples]
     together, alone = (
-        generate_greedy(model, prompts, eos_id=EOS, pad_id=EOS, max_new_tokens=12, batch_size=size) for size in (8, 1)
+        generate(model, prompts, eos_id=EOS, pad_id=EOS, max_new_tokens=12, batch_size=size) for size in (8, 1)
     )
     assert together == alone
     assert alone == [greedy_without_cache(model, prompt, 12) for prompt in prompts]
@@ -173,32 +178,115 @@ def greedy_without_cache(model: LlamaForCausalLM, prompt: list[int], max_new_tok
     return ids[len(prompt) :]
 
 
+def test_sampling_follows_its_seed_and_the_distribution() -> None:
+    model = make_model(3)
+    prompt = [BOS, 7, 11]
+
+    def first_tokens(sampling: Sampling, count: int) -> list[int]:
+        outputs = generate(
+            model, [prompt] * count, eos_id=-1, pad_id=EOS, max_new_tokens=1, sampling=sampling, batch_size=512
+        )
+        return [row[0] for row in outputs]
+
+    assert (
+        first_tokens(Sampling(seed=1), 64) == first_tokens(Sampling(seed=1), 64) != first_tokens(Sampling(seed=2), 64)
+    )
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
+    drawn = torch.tensor(first_tokens(Sampling(temperature=0.7), 4096))
+    frequencies = drawn.bincount(minlength=VOCAB).double() / len(drawn)
+    # Of 4096 draws a frequency of p has a standard deviation of sqrt(p (1 - p) / 4096).
+    assert ((frequencies - expected).abs() < 5 * (expected * (1 - expected) / len(drawn)).sqrt() + 1e-3).all()
+
+
+def test_calibration_of_a_known_case() -> None:
+    calibration = Calibration()
+    log_q = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.0, 1.0]]).log()
+    calibration.add(log_q[:1], torch.tensor([0]))
+    calibration.add(log_q[1:], torch.tensor([1, 1, 1]))
+    # Bins hold {0.9 hit, 0.9 miss}, {0.7 hit} and {1.0 hit}: gaps |1 - 1.8|, 0.3 and 0.
+    assert calibration.error() == pytest.approx((0.8 + 0.3) / 4)
+
+
 def test_rouge_l_of_known_sentences() -> None:
-    assert rouge_l(["the cat sat"], ["the cat sat"]) == 1.0
-    assert rouge_l(["the cat sat", "a b"], ["the dog sat", "c d"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert rouge_l([["the cat sat"]], ["the cat sat"]) == 1.0
+    assert rouge_l([["the cat sat"], ["a b"]], ["the dog sat", "c d"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert rouge_l([["a b", "the cat sat"]], ["the cat sat"]) == 1.0, "the reference that fits best"
+
+
+def test_other_measures_of_texts() -> None:
+    assert distinct([["a", "b", "a"], ["a"]], 1) == 2 / 4
+    assert distinct([["a", "b", "a"], ["a"]], 2) == 1.0
+    assert distinct([["a"]], 2) == 0.0
+    assert measure_texts([["a b", "a b c d"]], ["x y z"]).length_ratio == 1.0
+
+
+def test_interval_over_seeds() -> None:
+    parts = [TextMetrics(rouge_l=x, distinct_1=0, distinct_2=0, length_ratio=1) for x in (0.1, 0.2, 0.3)]
+    result = mean_over_seeds(parts)
+    assert result.rouge_l == pytest.approx(0.2)
+    # Student's t with 2 degrees of freedom: 4.3027; standard deviation 0.1.
+    assert result.rouge_l_interval == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert mean_over_seeds(parts[:1]).rouge_l_interval is None
 
 
 def test_report_holds_the_measures_and_the_generations(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     student = save(tmp_path / "student", make_model(0), tokenizer)
     teacher = save(tmp_path / "teacher", make_model(1), tokenizer)
-    result = evaluate(
-        student,
-        Data(23),
-        data_folder="data",
-        tokenizer_folder=student,
-        teacher_folder=teacher,
-        num_generations=5,
-        max_new_tokens=8,
-    )
+    folders = Folders(model=student, data="data", tokenizer=student, teacher=teacher)
+    result = evaluate(folders, Data(23), GenerationOptions(count=5, max_new_tokens=8, seeds=2))
     write_report(result, tmp_path / "report")
     values = json.loads((tmp_path / "report/evaluation.json").read_text())
     assert values["forward_kl"] == result.metrics.forward_kl
-    assert values["generations"] == 5
+    assert values["generations"] == 10
+    assert values["rouge_l_interval"] is not None
     assert values["environment"]["commit"]
-    lines = (tmp_path / "report/generations.jsonl").read_text().splitlines()
-    assert [set(json.loads(line)) for line in lines] == [{"prompt", "reference", "generation"}] * 5
+    lines = [json.loads(line) for line in (tmp_path / "report/generations.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"prompt", "references", "generation", "seed"}] * 10
+    assert [line["seed"] for line in lines] == [0] * 5 + [1] * 5
     assert "forward KL" in (tmp_path / "report/evaluation.md").read_text()
+
+
+def test_the_adapted_teacher_is_measured_from_its_adapter(tmp_path: Path) -> None:
+    tokenizer, base = make_tokenizer(), make_model(1)
+    student = save(tmp_path / "student", make_model(0), tokenizer)
+    teacher = save(tmp_path / "teacher", base, tokenizer)
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "adapter")
+    folders = Folders(
+        model=student, data="data", tokenizer=student, teacher=teacher, adapted_teacher=tmp_path / "adapter"
+    )
+    result = evaluate(folders, Data(23))
+    examples = read_examples(Data(23), max_length=64)
+    merged = adapter.merge_and_unload()
+    expected = measure_tokens(make_model(0), examples, vocab_size=VOCAB, pad_id=EOS, teacher=merged)
+    assert result.adapted is not None
+    assert result.adapted.reverse_kl == pytest.approx(expected.reverse_kl, rel=1e-5)
+    assert result.adapted.reverse_kl != pytest.approx(result.metrics.reverse_kl, rel=1e-2)
+    with pytest.raises(UserError, match="adapter: give the original teacher"):
+        evaluate(replace(folders, teacher=None), Data(23))
+
+
+def test_prompts_from_a_file(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "w5 w6", "references": ["w7", "w8 w9"]}\n\n{"prompt": "w3", "output": "w4"}\n')
+    prompts = read_prompts(file, tokenizer)
+    assert [prompt.ids for prompt in prompts] == [[BOS, 5, 6], [BOS, 3]]
+    assert [prompt.references for prompt in prompts] == [("w7", "w8 w9"), ("w4",)]
+    for line, problem in (
+        ("{", "line 1: not JSON"),
+        ('{"references": ["a"]}', "line 1: an object with the text 'prompt'"),
+        ('{"prompt": "a", "references": []}', "line 1: 'references'"),
+        ('{"prompt": "a"}', "line 1: 'references'"),
+        ("", "no prompt in the whole file"),
+    ):
+        file.write_text(line)
+        with pytest.raises(UserError, match=problem):
+            read_prompts(file, tokenizer)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path / "absent", tokenizer)
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
@@ -206,15 +294,8 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     model = save(tmp_path / "model", make_model(0), tokenizer)
 
     def attempt(folder: Path, teacher: Path | None = None, max_new_tokens: int = 8) -> None:
-        evaluate(
-            folder,
-            Data(5),
-            data_folder="data",
-            tokenizer_folder=model,
-            teacher_folder=teacher,
-            num_generations=1,
-            max_new_tokens=max_new_tokens,
-        )
+        folders = Folders(model=folder, data="data", tokenizer=model, teacher=teacher)
+        evaluate(folders, Data(5), GenerationOptions(count=1, max_new_tokens=max_new_tokens))
 
     with pytest.raises(UserError, match=r"absent: no Hugging Face model folder"):
         attempt(tmp_path / "absent")
