@@ -21,7 +21,9 @@ class Calibration:
         confidence, choice = log_q.max(-1)
         confidence = confidence.exp().double().cpu()
         hits = (choice == labels).double().cpu()
-        bins = (confidence.nan_to_num() * NUM_BINS).long()  # a NaN spoils the sum, as it should.clamp(max=NUM_BINS - 1)
+        bins = (
+            (confidence.nan_to_num() * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        )  # a NaN spoils the sum, not the index
         self._gaps.index_add_(0, bins, hits - confidence)
         self._tokens += len(labels)
 
