@@ -1,18 +1,18 @@
 """Records -> token ids: what a worker process does with a chunk."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megaokd.data.chat import render, set_template
-from megaokd.data.examples import Conversation, Document, Example, Keys, Kind, to_example
+from megaokd.data.chat import TOKENIZERS_OWN, render, set_template
+from megaokd.data.examples import Conversation, Document, Example, Item, Keys, Kind, to_example
+from megaokd.data.order import Ids
 from megaokd.data.sources import Chunk, MalformedRecordError
 from megaokd.data.token_format import token_dtype
-from megaokd.data.tokenizer import bos_ids, encode_texts, load_tokenizer, vocabulary_size
+from megaokd.data.tokenizer import bos_ids, encode_flat, load_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,57 +64,58 @@ class ChunkTokenizer:
 
     def __call__(self, chunk: Chunk) -> TokenizedChunk:
         """Parse and tokenize; malformed records are left out and listed."""
-        pairs: list[tuple[str, str]] = []
-        markup: bool | None = None
-        rendered: list[bool] = []
+        texts: list[_Text] = []
         malformed: list[str] = []
         records = 0
         for parsed in chunk.parse():
             records += 1
             try:
-                item = to_example(parsed, self.options.keys, self.options.kind)
-                pair, markup = self._text(item, parsed[0])
+                texts.append(self._text(to_example(parsed, self.options.keys, self.options.kind), parsed[0]))
             except MalformedRecordError as error:
                 malformed.append(str(error))
-                continue
-            pairs.append(pair)
-            rendered.append(markup)
-        examples, prompt_lengths = self._encode(pairs, rendered)
-        return TokenizedChunk(
-            np.fromiter(chain.from_iterable(examples), dtype=self._dtype, count=sum(map(len, examples))),
-            np.fromiter(map(len, examples), dtype=np.int64, count=len(examples)),
-            np.asarray(prompt_lengths, dtype=np.int64),
-            records,
-            malformed,
-        )
+        runs = [self._encode(list(run), markup) for markup, run in groupby(texts, key=lambda text: text.markup)]
+        runs = runs or [self._encode([], markup=False)]
+        tokens, lengths, prompt_lengths = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+        kept = lengths > 0  # only a template can render nothing at all
+        return TokenizedChunk(tokens, lengths[kept], prompt_lengths[kept], records, malformed)
 
-    def _text(self, item: Example | Conversation | Document, where: str) -> tuple[tuple[str, str], bool]:
-        """(prompt, response) of an item, a document being all response, and whether a template wrote them."""
+    def _text(self, item: Item, where: str) -> "_Text":
         if isinstance(item, Document):
-            return ("", item.text), False
+            return _Text("", item.text, markup=False)
         if isinstance(item, Example) and self.options.chat_template is not None:
             messages = {"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.response}
             item = Conversation(messages)
         if isinstance(item, Conversation):
             if self.tokenizer.chat_template is None:
-                set_template(self.tokenizer, "tokenizer")  # says what is missing
-            return render(self.tokenizer, item, where), True
-        return (item.prompt, item.response), False
+                set_template(self.tokenizer, TOKENIZERS_OWN)  # says what is missing
+            return _Text(*render(self.tokenizer, item, where), markup=True)
+        return _Text(item.prompt, item.response, markup=False)
 
-    def _encode(self, pairs: list[tuple[str, str]], rendered: list[bool]) -> tuple[list[list[int]], list[int]]:
-        eos = [int(self.tokenizer.eos_token_id)]
-        bos = bos_ids(self.tokenizer)
-        examples: list[list[int]] = [[]] * len(pairs)
-        prompt_lengths = [0] * len(pairs)
-        for markup in (False, True):
-            chosen = [index for index, is_rendered in enumerate(rendered) if is_rendered == markup]
-            texts = chain.from_iterable(pairs[index] for index in chosen)
-            ids = iter(encode_texts(self.tokenizer, list(texts), markup=markup))
-            start, end = ([], []) if markup else (bos, eos)
-            for index, prompt, response in zip(chosen, ids, ids, strict=True):
-                examples[index] = [*start, *prompt, *response, *end]
-                prompt_lengths[index] = max(len(start) + len(prompt), 1)
-        return _drop_empty(examples, prompt_lengths)
+    def _encode(self, texts: "list[_Text]", markup: bool) -> tuple[npt.NDArray[Any], Ids, Ids]:
+        """(tokens, lengths, prompt lengths) of texts that get begin and end tokens, or of rendered ones that do not."""
+        bos, eos = ([], []) if markup else (bos_ids(self.tokenizer), [int(self.tokenizer.eos_token_id)])
+        both = [part for text in texts for part in (text.prompt, text.response)]
+        ids, counts = encode_flat(self.tokenizer, both, markup=markup)
+        prompts, responses = counts[::2], counts[1::2]
+        lengths = len(bos) + prompts + responses + len(eos)
+        ends = np.cumsum(lengths)
+        tokens = np.empty(int(lengths.sum()), dtype=self._dtype)
+        is_text = np.ones(len(tokens), dtype=np.bool_)
+        for places, added in ((ends - lengths, bos), (ends - 1, eos)):
+            if added:
+                tokens[places] = added[0]
+                is_text[places] = False
+        tokens[is_text] = ids
+        return tokens, lengths, np.minimum(np.maximum(len(bos) + prompts, 1), lengths)
+
+
+class _Text(NamedTuple):
+    """What the tokenizer gets of an example; a document is all response."""
+
+    prompt: str
+    response: str
+    markup: bool
+    """Rendered by a chat template."""
 
 
 def load_template_tokenizer(options: TokenizerOptions) -> "PreTrainedTokenizerBase":
@@ -123,9 +124,3 @@ def load_template_tokenizer(options: TokenizerOptions) -> "PreTrainedTokenizerBa
     if options.chat_template is not None:
         set_template(tokenizer, options.chat_template)
     return tokenizer
-
-
-def _drop_empty(examples: list[list[int]], prompt_lengths: Iterable[int]) -> tuple[list[list[int]], list[int]]:
-    """Only a template can render nothing at all."""
-    kept = [(ids, length) for ids, length in zip(examples, prompt_lengths, strict=True) if ids]
-    return [ids for ids, _ in kept], [min(length, len(ids)) for ids, length in kept]
