@@ -15,14 +15,14 @@ from .sequence import gather_sequence
 from .spec import LossSpec
 from .terms import Objective
 
-CPU_BUDGET = 32 << 20
+CPU_BUDGET = 24 << 20
 GPU_BUDGET = 1 << 30
 
 
 def chunk_length(
     spec: LossSpec, ranks: int, hidden: Tensor, weight: Tensor, num_tokens: int, budget: int | None
 ) -> int:
-    """Tokens whose logits fit the budget in bytes, at least one; a multiple of 64 where that many fit.
+    """Tokens whose logits fit the budget in bytes, at least one; a multiple of 32 where that many fit.
 
     Counted for an even split of the vocabulary, so that every rank makes the same chunks whatever its own share.
     """
@@ -32,7 +32,7 @@ def chunk_length(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     num_buffers = min(2, ranks) * (2 if spec.has_teacher else 1)
     fitting = budget // (num_buffers * -(-spec.vocab_size // ranks) * dtype.itemsize)
-    aligned = fitting // 64 * 64 if fitting >= 64 else max(1, fitting)
+    aligned = fitting // 32 * 32 if fitting >= 32 else max(1, fitting)
     return max(1, min(aligned, num_tokens))
 
 
@@ -70,7 +70,7 @@ def linear_distillation_loss(
     sequence_parallel  hidden states are this rank's share [T / ranks, D] of the tokens, in the order of the ranks
     recompute       return losses per token, [T] each, and compute the logits again in backward: for callers that
                     differentiate per-token losses; about 1.4 times the time
-    memory_budget   bytes of logits at a time, both models together; None = 32 MiB on the CPU, 1 GiB elsewhere
+    memory_budget   bytes of logits at a time, both models together; None = 24 MiB on the CPU, 1 GiB elsewhere
     other arguments as in `distillation_loss`
 
     Returns student_loss and teacher_loss, weighted, 0-dimensional ([T] with recompute); metrics per token, unweighted.

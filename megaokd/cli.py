@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preprocess": ("megaokd.tools.preprocess", "text or instruction data -> token data"),
     "data": ("megaokd.tools.data", "inspect a token dataset, or measure how fast one is made"),
     "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
+    "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss beside its alternatives"),
     "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),
 }
 

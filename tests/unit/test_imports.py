@@ -27,6 +27,7 @@ ORDER = [
     ["train_command"],
     ["cli"],
     ["evaluation"],
+    ["benchmark"],
     ["tools"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -1,0 +1,1 @@
+"""Speed and memory of the loss, measured beside what a user would otherwise pick. `megaokd benchmark loss`."""
