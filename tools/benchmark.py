@@ -8,14 +8,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
 
 if TYPE_CHECKING:
-    from megaokd.benchmark.report import Report
+    from megaokd.benchmark.report import Report, Table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,13 +36,15 @@ def main(argv: Sequence[str]) -> int:
     }
     prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
     report = Report(f"{prefix}megaokd benchmark {shlex.join(argv)}", environment)
-    _measure(report, options)
-    report.write(Path(options.output))
+    for table in _tables(report, options):
+        report.tables.append(table)
+        report.write(Path(options.output))  # what is measured is kept if the rest is interrupted
+        print(f"measured: {table.title}", file=sys.stderr)
     print(report.markdown())
     return 0
 
 
-def _measure(report: "Report", options: argparse.Namespace) -> None:
+def _tables(report: "Report", options: argparse.Namespace) -> Iterator["Table"]:
     import torch
 
     from megaokd.benchmark.fused import HIDDEN, measure_fused
@@ -59,23 +61,23 @@ def _measure(report: "Report", options: argparse.Namespace) -> None:
     }
     for dtype in (torch.float32, torch.bfloat16):
         rows, floor, absent = measure_logits(tokens, vocab, dtype, device, repetitions)
+        report.absent |= absent
         size = tokens * vocab * dtype.itemsize
         for objective, group in rows.items():
             # Both tensors are read twice and each gradient written once.
             traffic = (6 if objective == "both" else 5) * size if device.type == "cuda" else None
             title = f"{str(dtype).removeprefix('torch.')}, {tokens} x {vocab}: {work[objective]}"
-            report.tables.append(Table(title, group, floor, size, traffic))
-        report.absent |= absent
+            yield Table(title, group, floor, size, traffic)
     forms = f"float32, {tokens} x {vocab}, hidden {HIDDEN}: heads and loss"
-    report.tables.append(Table(f"{forms}, one process", measure_fused(tokens, vocab, device, None, repetitions)))
+    yield Table(f"{forms}, one process", measure_fused(tokens, vocab, device, None, repetitions))
     if device.type != "cpu":
         return
     rows2 = measure_sharded(2, tokens, vocab, repetitions, fused=True)
-    report.tables.append(Table(f"{forms}, tensor-parallel 2, with the sum of hidden gradients", rows2))
+    yield Table(f"{forms}, tensor-parallel 2, with the sum of hidden gradients", rows2)
     for ranks in (2, 4):
         sharded = measure_sharded(ranks, tokens, vocab, repetitions, fused=False)
         title = f"float32, {tokens} x {vocab}: gradients of both models, tensor-parallel {ranks} on gloo"
-        report.tables.append(Table(title, sharded, logit_bytes=tokens * vocab * 4 // ranks))
+        yield Table(title, sharded, logit_bytes=tokens * vocab * 4 // ranks)
 
 
 def _parser() -> argparse.ArgumentParser:
