@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-fast lint format clean
+.PHONY: setup quickstart test test-fast test-cluster lint format clean
 
 setup: $(VENV)/.ready
 
@@ -23,10 +23,16 @@ test: setup lint
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
 
+# Slurm, ssh and broken links between hosts made of namespaces: root, Debian; installs packages.
+test-cluster: setup
+	tests/cluster/install.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 tests/cluster
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch_scripts/*.sh launch_scripts/*.sbatch tests/cluster/*.sh
 
 format: setup
 	$(BIN)/ruff check --fix .

