@@ -15,9 +15,12 @@ from megaokd.data.order import MIXING_BLOCK, EpochOrder, LengthOrder, MixtureOrd
 from megaokd.data.packing import PackedOrder, best_fit, padding_share
 from megaokd.data.preprocess import preprocess
 from megaokd.errors import UserError
+from megaokd.models.architecture import AttentionKind
 from megaokd.models.decoder import Decoder, DecoderSlice
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.huggingface_weights import load_decoder
+from megaokd.models.positions import Positions
+from megaokd.models.rotary import Rotary
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from tests.support import families
@@ -179,6 +182,18 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_examples_alone(family: s
         assert (ours - theirs).norm() <= 1e-5 * expected[0].norm() + 1e-5 * theirs.norm()
     leaking, _ = gradients([decoder(tokens)[:, :40]])
     assert leaking != pytest.approx(expected_loss.item(), rel=1e-4)
+
+
+def test_rotations_begin_again_with_each_text() -> None:
+    """Attention sees differences of positions only, so no loss would tell."""
+    kind = AttentionKind(Rotary(dim=8), None)
+    known = Positions.build(kind, 6, torch.device("cpu"))
+    places = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
+    packed = known.within(places).rotary
+    assert known.rotary is not None
+    assert packed is not None
+    assert torch.equal(packed.cos[:, 0], known.rotary.cos[places])
+    assert torch.equal(packed.sin[:, 0], known.rotary.sin[places])
 
 
 def configuration(**data: Any) -> Any:
