@@ -6,8 +6,11 @@ finds into one sentence that names the key, the line, the value and the nearest 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from megaokd.methods import MethodName
+from megaokd.terms import ANCHOR, check_term
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -16,24 +19,34 @@ NonNegative = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-TermName = Literal["ce", "forward_kl", "reverse_kl", "jsd"]
+TermName = Annotated[str, AfterValidator(check_term)]
 Weights = dict[TermName, NonNegativeFloat]
 
 LinearName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ALL_LINEAR: tuple[LinearName, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class OnlineModules:
-    """The trainable part of the teacher: LoRA on linear layers of its last decoder layers."""
+    """The trainable part of the teacher (docs/design.md, "Online modules")."""
 
-    kind: Literal["lora"] = "lora"
+    kind: Literal["lora", "bottleneck", "head"] = "lora"
+    """On linear layers; behind decoder layers; behind the final norm."""
     rank: Positive = 8
+    """Width of the module's narrow place."""
     alpha: PositiveFloat = 16.0
     """The module's output is scaled by alpha / rank."""
     layers: Positive | None = None
-    """How many of the last decoder layers carry modules; default: a quarter, rounded up."""
-    targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = ALL_LINEAR
+    """How many of the last decoder layers carry modules; default: a quarter, rounded up. Not for `head`."""
+    targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] | None = None
+    """Of `lora`: the linear layers; default: all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "OnlineModules":
+        if self.kind != "lora" and self.targets is not None:
+            raise ValueError(f"targets are of kind=lora; with kind={self.kind} leave them out")
+        if self.kind == "head" and self.layers is not None:
+            raise ValueError("kind=head is one module behind the final norm; leave layers out")
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -111,10 +124,15 @@ class Objective:
     student: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=1.0))
     teacher: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=0.1))
     temperature: PositiveFloat = 1.0
-    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""
     fused: bool = True
     """Heads and loss in chunks of tokens: a micro-batch's logits never exist whole; false: all logits at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Objective":
+        if ANCHOR in self.student:
+            raise ValueError(f"{ANCHOR!r} ties the online modules to the original teacher: a term of objective.teacher")
+        return self
+
     backend: Literal["auto", "triton", "compiled", "eager"] = "auto"
     """What computes the loss (kernels/README.md); one that cannot run here is an error, never replaced."""
 
@@ -257,6 +275,8 @@ class Config:
     data: Data
     train: Train
     checkpoint: Checkpoint
+    method: MethodName | None = None
+    """A named method: fills in objective.student, objective.teacher and teacher.online (megaokd/methods.py)."""
     teacher: Teacher = Field(default_factory=Teacher)
     student: Student = Field(default_factory=Student)
     objective: Objective = Field(default_factory=Objective)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from megaokd.config import Config
 from megaokd.errors import UserError
+from megaokd.methods import apply_method
 
 KeyPath = tuple[str, ...]
 
@@ -55,7 +57,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
     key, separator, text = override.partition("=")
-    parts = tuple(key.split("."))
+    parts = tuple(re.split(r"\.(?![^(]*\))", key))  # the point in skew_forward_kl(0.1) separates nothing
     if not separator or not all(parts):
         raise UserError(f"override {override!r}: expected section.key=value, for example train.steps=100")
     target = values
@@ -84,6 +86,10 @@ def _key_lines(node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, in
 
 def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> Config:
     try:
+        values = apply_method(values)
+    except ValueError as error:
+        raise UserError(f"{origins.get(('method',), source)}: method={values['method']}: {error}") from None
+    try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
         problems = [_describe(details, origins, source) for details in error.errors()]
@@ -92,7 +98,7 @@ def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) 
 
 def _describe(details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
     # A union adds the name of the branch that was tried to the location; real keys are those that a dataclass knows.
-    path = tuple(str(part) for part in details["loc"])
+    path = tuple(str(part) for part in details["loc"] if part != "[key]")
     parent = _dataclass_at(path[:-1])
     where = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
     key = ".".join(path)
@@ -103,7 +109,7 @@ def _describe(details: ErrorDetails, origins: dict[KeyPath, str], source: str) -
         return f"{where}: unknown key {key!r}; {hint}"
     if details["type"] == "missing":
         return f"{where}: the key {key!r} is required"
-    return f"{where}: {key} = {details['input']!r}: {details['msg']}"
+    return f"{where}: {key} = {details['input']!r}: {details['msg'].removeprefix('Value error, ')}"
 
 
 def _dataclass_at(path: KeyPath) -> type[Any] | None:

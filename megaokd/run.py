@@ -59,7 +59,8 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
     check_backend(config.objective.backend, mesh.device)
-    loss = _loss(config, models, terms, models.students, models.teachers)
+    parts = [models.students, models.teachers, *([models.teachers] if terms.anchor else [])]
+    loss = _loss(config, models, terms, parts)
     runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
     engine = TrainingEngine(
         nn.ModuleList(models.stages),
@@ -72,7 +73,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     )
     groups: tuple[GroupName, ...] = ("student", "online") if online else ("student",)
     step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups)
-    return Run(config, mesh, dataset, train, validation, models, engine, step, _drift(config, models, mesh))
+    # With an anchor the loss itself measures the drift.
+    drift = _drift(config, models, mesh) if online and not terms.anchor else None
+    return Run(config, mesh, dataset, train, validation, models, engine, step, drift)
 
 
 def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[TrainBatches, ValidationBatches | None]:
@@ -123,10 +126,10 @@ def _check_tokenizers(config: Config, dataset: ExampleSet) -> None:
 
 
 def _loss(
-    config: Config, models: DistillationModels, terms: Terms, students: list[Decoder], teachers: list[Decoder]
+    config: Config, models: DistillationModels, terms: Terms, models_of_slots: list[list[Decoder]]
 ) -> HiddenStateLoss:
     """The loss over the last stage's heads; on other ranks one that only knows its names."""
-    ends = [parts[-1] for parts in (students, teachers) if parts and parts[-1].part.last]
+    ends = [parts[-1] for parts in models_of_slots if parts and parts[-1].part.last]
     has_teacher = models.teacher_architecture is not None
     return HiddenStateLoss(
         tuple(ends),
@@ -140,14 +143,13 @@ def _loss(
     )
 
 
-def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Drift | None:
-    if models.teacher_architecture is None or config.teacher.online is None:
-        return None
+def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Drift:
+    assert models.teacher_architecture is not None
     size = models.teacher_architecture.hidden_size
     never = config.parallel.pipeline * config.parallel.virtual_stages
     slots = (Slot(size, grad_from_stage=never), Slot(size, grad_from_stage=never))
     stages = [DriftStage(teacher, config.train.precision) for teacher in models.teachers]
     terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
-    loss = _loss(config, models, terms, models.teachers, models.teachers)
+    loss = _loss(config, models, terms, [models.teachers, models.teachers])
     runner = build_runner(stages, slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
     return Drift(runner, loss)

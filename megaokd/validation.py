@@ -6,6 +6,7 @@ import time
 from megaokd.callbacks.base import ValidationRecord
 from megaokd.checkpoint.state import RunState
 from megaokd.config import Train
+from megaokd.distill.objective import DRIFT_METRICS
 from megaokd.engine.step import evaluate_batches
 from megaokd.errors import UserError
 from megaokd.run import Run
@@ -20,15 +21,15 @@ def validate(run: Run, step: int) -> ValidationRecord:
     named = {f"validation/{name}": value for name, value in metrics.items()}
     if run.drift is not None:
         drift = evaluate_batches(batches, run.drift.runner, run.drift.loss, run.mesh)
-        named["validation/teacher_drift"] = drift["forward_kl"]
-        named["validation/original_teacher_ce"] = drift["student_ce"]
+        values = (drift["forward_kl"], drift["student_ce"])
+        named |= {f"validation/{name}": value for name, value in zip(DRIFT_METRICS, values, strict=True)}
     return ValidationRecord(step, named, time.perf_counter() - started)
 
 
 def metric_names(run: Run) -> list[str]:
     """What `validate` measures in this run."""
-    names = [f"validation/{name}" for name in run.step.loss.names if name != "tokens"]
-    return names + (["validation/teacher_drift", "validation/original_teacher_ce"] if run.drift is not None else [])
+    names = [name for name in run.step.loss.names if name != "tokens"]
+    return [f"validation/{name}" for name in (*names, *(DRIFT_METRICS if run.drift is not None else ()))]
 
 
 def check_best_metric(train: Train, run: Run) -> None:

@@ -1,12 +1,13 @@
 """The objective of both models, from hidden states to one scalar whose backward gives both gradients.
 
     student:         L_s = ce_s CE(q, y) + sum_k a_k D_k(sg[p], q)
-    online modules:  L_t = ce_t CE(p, y) + sum_k b_k D_k(p, sg[q])
+    online modules:  L_t = ce_t CE(p, y) + sum_k b_k D_k(p, sg[q]) + c KL(p || p_0)
 
 The stop-gradients live in the kernel: the student's loss has a gradient for the student's logits alone, the teacher's
 for the teacher's alone, so adding the two before backward mixes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
 from megaokd.precision import Precision, autocast
+from megaokd.terms import ANCHOR, split_term
+
+DRIFT_METRICS = ("teacher_drift", "original_teacher_ce")
+"""KL(p_phi || p_0) and the cross-entropy of p_0."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +35,41 @@ class Terms:
     student: tuple[Term, ...]
     teacher: tuple[Term, ...]
     temperature: float
+    anchor: float = 0.0
+    """Weight of KL(p_phi || p_0) in the modules' loss, at temperature 1."""
 
     @classmethod
     def from_config(cls, objective: config.Objective, *, has_teacher: bool, online: bool) -> "Terms":
-        """Without a teacher only the student's cross-entropy is left; without online modules the teacher is frozen."""
-        student = {kind: weight for kind, weight in objective.student.items() if has_teacher or kind == "ce"}
-        teacher = objective.teacher if online else {}
+        """Without a teacher only the student's cross-entropy is left; without online modules the teacher is frozen.
+
+        Raises:
+            UserError: the student, or the modules, would have nothing to learn.
+        """
+        student = {name: weight for name, weight in objective.student.items() if has_teacher or name == "ce"}
         if not any(student.values()):
             missing = "a weight above 0" if has_teacher else "ce above 0: without a teacher there is no divergence"
             raise UserError(
                 f"objective.student={objective.student} leaves the student nothing to learn; give {missing}"
             )
-        return cls(_terms(student, objective), _terms(teacher, objective), objective.temperature)
+        teacher = {name: weight for name, weight in objective.teacher.items() if name != ANCHOR} if online else {}
+        if online and not any(teacher.values()):
+            raise UserError(
+                f"objective.teacher={objective.teacher} leaves the online modules nothing to learn (the anchor alone "
+                "holds them where they begin); give a term a weight above 0, or a frozen teacher: teacher.online=null"
+            )
+        anchor = objective.teacher.get(ANCHOR, 0.0) if online else 0.0
+        return cls(_terms(student), _terms(teacher), objective.temperature, anchor)
 
 
-def _terms(weights: config.Weights, objective: config.Objective) -> tuple[Term, ...]:
-    return tuple(
-        Term(kind, weight, beta=objective.jsd_beta) if kind == "jsd" else Term(kind, weight)
-        for kind, weight in weights.items()
-        if weight > 0.0
-    )
+def _terms(weights: config.Weights) -> tuple[Term, ...]:
+    return tuple(_term(name, weight) for name, weight in weights.items())
+
+
+def _term(name: str, weight: float) -> Term:
+    kind, option = split_term(name)
+    if option is None:
+        return Term(kind, weight)
+    return Term(kind, weight, beta=option) if kind == "jsd" else Term(kind, weight, alpha=option)
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -69,9 +89,13 @@ class HiddenStateLoss:
 
     `fused` computes heads and loss together in chunks of tokens, so that the logits of a micro-batch never exist whole.
 
-    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a model; then for each chunk (all
-    tokens at once where not fused) the kernel's all-gather, two with jsd, and an all-reduce of [chunk, D] a model that
-    has a gradient; these come in backward where not fused.
+    With an anchor a third hidden state comes along, the original teacher's; its loss is computed by a second call, with
+    the two teachers in the places of student and teacher. It measures the drift and the original teacher's
+    cross-entropy on the way.
+
+    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a hidden state; then for each
+    chunk (all tokens at once where not fused) the kernel's all-gather, two with two-pass terms, and an all-reduce of
+    [chunk, D] a model that has a gradient; these come in backward where not fused. The anchor adds a call of its own.
     """
 
     def __init__(
@@ -100,7 +124,8 @@ class HiddenStateLoss:
     def names(self) -> tuple[str, ...]:
         """What `take_sums` holds, known on every rank, also where there is no loss."""
         measured = metric_names(self.terms.student, self.terms.teacher, has_teacher=self.has_teacher)
-        return ("tokens", "student_loss", "teacher_loss", *measured)
+        drift = DRIFT_METRICS if self.terms.anchor else ()
+        return ("tokens", "student_loss", "teacher_loss", *measured, *drift)
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
         """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""
@@ -108,41 +133,52 @@ class HiddenStateLoss:
         keep = labels != IGNORE
         rows = [self.tp.gather_sequence(state)[keep] for state in hidden]
         with autocast(self.precision, labels.device):
-            out = self._fused(rows, labels[keep]) if self.fused else self._on_logits(rows, labels[keep])
+            out = self._distil(self.slots[:2], rows[:2], labels[keep], self.terms)
+            teacher_loss = out.teacher_loss
+            if self.terms.anchor:
+                teacher_loss = teacher_loss + self._anchor(rows[1], rows[2], labels[keep])
         self._add("student_loss", out.student_loss)
-        self._add("teacher_loss", out.teacher_loss)
+        self._add("teacher_loss", teacher_loss)
         for name, values in out.metrics.items():
             self._add(name, values)
         self._add("tokens", keep)
-        total: torch.Tensor = (out.student_loss.sum() + out.teacher_loss.sum()) * scale
+        total: torch.Tensor = (out.student_loss.sum() + teacher_loss.sum()) * scale
         return total
 
-    def take_sums(self) -> dict[str, torch.Tensor]:
-        """The sums since the last call, fp64 scalars on the device; empty on stages that saw no loss."""
-        sums, self.sums = self.sums, {}
-        return sums
+    def _anchor(self, adapted: torch.Tensor, original: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The weighted KL(p_phi || p_0), of the form of the kernel's losses."""
+        kind = "forward_kl"  # of weight 0 it is only measured: the original teacher learns nothing
+        terms = Terms((Term(kind, 0.0),), (Term(kind, self.terms.anchor),), temperature=1.0)
+        out = self._distil(self.slots[1:], [original, adapted], labels, terms)
+        for name, measured in zip(DRIFT_METRICS, ("forward_kl", "student_ce"), strict=True):
+            self._add(name, out.metrics[measured])
+        return out.teacher_loss
 
-    def _fused(self, rows: list[torch.Tensor], labels: torch.Tensor) -> DistillationOutput:
-        """Heads and loss together, a chunk of tokens at a time."""
-        weights = [_head(model).weight for model in self.slots]
-        hidden, weight = (rows[1], weights[1]) if len(rows) > 1 else (None, None)
-        return linear_distillation_loss(rows[0], weights[0], hidden, weight, labels, **self._options())
-
-    def _on_logits(self, rows: list[torch.Tensor], labels: torch.Tensor) -> DistillationOutput:
-        """All logits of the micro-batch, then the loss."""
-        logits = [_head(model)(state) for model, state in zip(self.slots, rows, strict=True)]
-        return distillation_loss(logits[0], logits[1] if len(logits) > 1 else None, labels, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "student": self.terms.student,
-            "teacher": self.terms.teacher,
-            "temperature": self.terms.temperature,
+    def _distil(
+        self, models: Sequence[Decoder], rows: list[torch.Tensor], labels: torch.Tensor, terms: Terms
+    ) -> DistillationOutput:
+        """Both losses of one or two models, from hidden states of loss tokens, [T, D] each, and labels [T]."""
+        options: dict[str, Any] = {
+            "student": terms.student,
+            "teacher": terms.teacher,
+            "temperature": terms.temperature,
             "group": self.tp.group,
             "vocab_start": self.vocab.start,
             "vocab_size": self.vocab.size,
             "backend": self.backend,
         }
+        heads = [_head(model) for model in models]
+        alone = len(rows) == 1
+        if self.fused:
+            hidden, weight = (None, None) if alone else (rows[1], heads[1].weight)
+            return linear_distillation_loss(rows[0], heads[0].weight, hidden, weight, labels, **options)
+        logits = [head(state) for head, state in zip(heads, rows, strict=True)]
+        return distillation_loss(logits[0], None if alone else logits[1], labels, **options)
+
+    def take_sums(self) -> dict[str, torch.Tensor]:
+        """The sums since the last call, fp64 scalars on the device; empty on stages that saw no loss."""
+        sums, self.sums = self.sums, {}
+        return sums
 
     def _add(self, name: str, values: torch.Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0) + values.detach().sum(dtype=torch.float64)

@@ -17,6 +17,7 @@ from megaokd.models.mlp import MLP
 from megaokd.models.norms import build_norm
 from megaokd.models.positions import PositionEmbedding, Positions
 from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
+from megaokd.parallel.linear import OnlineModule, with_online
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelEmbedding, VocabParallelHead, VocabRange
 
@@ -44,11 +45,13 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = build_norm(arch)
         self.mlp = MLP(arch, tp)
         self.mlp_output_norm = build_norm(arch) if arch.output_norms else nn.Identity()
+        self.online: OnlineModule | None = None
 
     def forward(self, x: torch.Tensor, positions: Positions) -> torch.Tensor:
         attended = x + self.attention_output_norm(self.self_attn(self.input_layernorm(x), positions))
         seen = x if self.parallel_residual else attended
-        return attended + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(seen)))
+        x = attended + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(seen)))
+        return with_online(x, self.online, x)
 
 
 class Decoder(nn.Module):
@@ -78,6 +81,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(index): DecoderLayer(arch, tp) for index in part.layers})
         self.norm = build_norm(arch) if part.last else None
         self.head = self._build_head(vocab) if part.last else None
+        self.online: OnlineModule | None = None
         self._known_positions: tuple[int, dict[AttentionKind, Positions]] | None = None
 
     def _build_head(self, vocab: VocabRange) -> VocabParallelHead:
@@ -106,17 +110,33 @@ class Decoder(nn.Module):
         return named_layouts(self, whole)
 
     def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        first = self.part.layers.start
+        return self.run_from(self.run_below(x, first, places), first, places)
+
+    def run_below(self, x: torch.Tensor, layer: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        """The slice's embedding and its layers below `layer`: what `forward` takes -> hidden states."""
         if self.embed_tokens is not None:
             x = self._embed(self.embed_tokens, x, places)
+        return self._run_layers(x, range(self.part.layers.start, min(layer, self.part.layers.stop)), places)
+
+    def run_from(self, x: torch.Tensor, layer: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        """The slice's layers from `layer` on, and its final norm: hidden states -> what `forward` returns."""
+        x = self._run_layers(x, range(max(layer, self.part.layers.start), self.part.layers.stop), places)
+        if self.norm is None:
+            return x
+        x = self.norm(x)
+        return with_online(x, self.online, x)
+
+    def _run_layers(self, x: torch.Tensor, layers: range, places: torch.Tensor | None) -> torch.Tensor:
         positions = self._positions(x.shape[1] * (self.tp.size if self.tp.sequence_parallel else 1), x.device)
         if places is not None:
             positions = {kind: known.within(places) for kind, known in positions.items()}
-        for index, layer in zip(self.part.layers, self.layers.values(), strict=True):
-            known = positions[self.arch.attention_kind(index)]
+        for index in layers:
+            layer, known = self.layers[str(index)], positions[self.arch.attention_kind(index)]
             needs_grad = torch.is_grad_enabled() and (x.requires_grad or _trains(layer))
             recompute = self.recompute and needs_grad
             x = checkpoint(layer, x, known, use_reentrant=False) if recompute else layer(x, known)
-        return x if self.norm is None else self.norm(x)
+        return x
 
     def _embed(
         self, embed_tokens: VocabParallelEmbedding, tokens: torch.Tensor, places: torch.Tensor | None

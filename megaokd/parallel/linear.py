@@ -23,6 +23,11 @@ class OnlineModule(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
+def with_online(y: torch.Tensor, online: OnlineModule | None, x: torch.Tensor) -> torch.Tensor:
+    """A layer's output y, and what its module makes of the input x, if there is one and it is switched on."""
+    return y if online is None or not online.enabled else y + online(x)
+
+
 @dataclass(frozen=True)
 class HeadShard:
     """How the attention heads of one projection fall on the tensor-parallel ranks.
@@ -82,7 +87,7 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.linear(x, self.weight, self.bias)
-        return y + self.online(x) if self.online is not None and self.online.enabled else y
+        return with_online(y, self.online, x)
 
 
 class RowParallelLinear(nn.Module):
@@ -105,8 +110,5 @@ class RowParallelLinear(nn.Module):
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight)
-        if self.online is not None and self.online.enabled:
-            y = y + self.online(x)
-        y = self.tp.leave(y)
+        y = self.tp.leave(with_online(F.linear(x, self.weight), self.online, x))
         return y if self.bias is None else y + self.bias

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megaokd.config import Config, Student
-from megaokd.distill.online_modules import attach_online_modules, first_online_layer
+from megaokd.distill.online_modules import attach_online_modules, first_online_layer, holds_modules
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
@@ -20,6 +20,7 @@ from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.stage import DistillationStage, Slot
+from megaokd.terms import ANCHOR
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -69,16 +70,20 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     mine = range(mesh.pipeline.rank, count, mesh.pipeline.size)
     student_slices = split_model(student_arch, count)
     teacher_slices = split_model(teacher_arch, count) if teacher_arch is not None else []
+    first_online = None
+    if teacher_arch is not None and config.teacher.online is not None:
+        first_online = first_online_layer(config.teacher.online, teacher_arch.num_layers)
     stages = []
     for index in mine:
         student = _student(config, empty(student_arch, student_slices[index], "float32"), teacher_arch)
         teacher = None
         if teacher_arch is not None:
             teacher = _teacher(config, empty(teacher_arch, teacher_slices[index], config.teacher.dtype))
-        stages.append(DistillationStage(student, teacher, config.train.precision))
+        anchored_from = first_online if config.objective.teacher.get(ANCHOR) else None
+        stages.append(DistillationStage(student, teacher, config.train.precision, anchored_from=anchored_from))
     slots = [Slot(student_arch.hidden_size, grad_from_stage=0)]
     if teacher_arch is not None:
-        slots.append(Slot(teacher_arch.hidden_size, _first_moving_stage(config, teacher_arch, teacher_slices)))
+        slots += _teacher_slots(config, teacher_arch.hidden_size, teacher_slices, first_online)
     return DistillationModels(stages, student_arch, teacher_arch, vocab, tp, tuple(slots))
 
 
@@ -158,9 +163,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _first_moving_stage(config: Config, arch: DecoderArchitecture, slices: list[DecoderSlice]) -> int:
-    """The first stage whose teacher output depends on a trainable parameter."""
-    if config.teacher.online is None:
-        return len(slices)
-    first = first_online_layer(config.teacher.online, arch.num_layers)
-    return next(index for index, part in enumerate(slices) if part.layers.stop > first)
+def _teacher_slots(config: Config, size: int, slices: list[DecoderSlice], first_online: int | None) -> list[Slot]:
+    """The teacher's hidden state, which needs a gradient from its first module on; there begins the original's."""
+    if first_online is None:
+        return [Slot(size, grad_from_stage=len(slices))]
+    moving = next(index for index, part in enumerate(slices) if holds_modules(part, first_online))
+    original = Slot(size, grad_from_stage=len(slices), sent_from_stage=moving)
+    return [Slot(size, grad_from_stage=moving), *([original] if config.objective.teacher.get(ANCHOR) else [])]

@@ -191,6 +191,7 @@ class PipelineRunner:
         return tuple(
             torch.empty(batch, local, slot.hidden_size, device="meta", requires_grad=stage >= slot.grad_from_stage)
             for slot in self.slots
+            if stage >= slot.sent_from_stage
         )
 
 

@@ -1,8 +1,8 @@
 """What a pipeline stage runs: a slice of the student and the same stage's slice of the teacher, side by side.
 
-Between stages travel one or two hidden states, [B, S or S/tp, D] fp32 each: the student's, then the teacher's. Below
+Between stages travel one to three hidden states, [B, S or S/tp, D] fp32 each: the student's, then the teacher's. Below
 the first online module the teacher's needs no gradient; autograd then records nothing for it and the pipeline sends no
-gradient back.
+gradient back. With an anchor the original teacher's hidden state comes third, from the first module's stage on.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from megaokd.distill.online_modules import original_teacher
+from megaokd.distill.online_modules import adapted_and_original, holds_modules, original_teacher
 from megaokd.models.decoder import Decoder
 from megaokd.precision import Precision, autocast
 
@@ -24,25 +24,37 @@ class Slot:
     hidden_size: int
     grad_from_stage: int
     """The first stage whose output for this slot needs a gradient; the number of stages where none does."""
+    sent_from_stage: int = 0
+    """The first stage that puts it out."""
 
 
 class DistillationStage(nn.Module):
-    """Student slice and, where there is a teacher, teacher slice: (tokens) or hidden states -> hidden states."""
+    """Student slice and, where there is a teacher, teacher slice: (tokens) or hidden states -> hidden states.
 
-    def __init__(self, student: Decoder, teacher: Decoder | None, precision: Precision) -> None:
+    anchored_from: the lowest teacher layer that carries online modules, if the original teacher's hidden state is
+    wanted as well. It comes third, from the first stage on whose output depends on modules.
+    """
+
+    def __init__(
+        self, student: Decoder, teacher: Decoder | None, precision: Precision, *, anchored_from: int | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
         self.precision = precision
+        self.anchored_from = anchored_from
 
     def forward(self, *inputs: torch.Tensor, positions: torch.Tensor | None = None) -> Hidden:
         """[B, S] token ids on the first stage, the previous stage's output elsewhere; `positions`: see `Decoder`."""
-        first = inputs[0]
-        with autocast(self.precision, first.device):
-            student = self.student(first, positions)
+        tokens_or_student, *others = inputs
+        with autocast(self.precision, tokens_or_student.device):
+            student = self.student(tokens_or_student, positions)
             if self.teacher is None:
                 return (student,)
-            return student, self.teacher(inputs[-1], positions)
+            adapted, original = others[0] if others else tokens_or_student, others[1] if len(others) > 1 else None
+            if self.anchored_from is None or not holds_modules(self.teacher.part, self.anchored_from):
+                return student, self.teacher(adapted, positions)
+            return student, *adapted_and_original(self.teacher, adapted, original, self.anchored_from, positions)
 
 
 class DriftStage(nn.Module):

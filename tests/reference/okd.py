@@ -1,8 +1,9 @@
 """Online knowledge distillation in one process, in plain torch: what the parallel engine must agree with.
 
-Everything is written out from full weights under Hugging Face names: a Llama-family decoder, LoRA on the teacher, the
-two objectives with autograd, AdamW with two groups. It imports nothing of the project, so that a mistake there cannot
-hide here. The dtype of the weights is the dtype of the run: fp32 to compare with, fp64 to judge both.
+Everything is written out from full weights under Hugging Face names: a Llama-family decoder, online modules on the
+teacher (LoRA, bottlenecks behind layers or behind the final norm), the two objectives with autograd, AdamW with two
+groups. It imports nothing of the project, so that a mistake there cannot hide here. The dtype of the weights is the
+dtype of the run: fp32 to compare with, fp64 to judge both.
 
 Shapes: B sequences, T positions, V vocabulary, N loss tokens, D hidden size, H heads, K key-value heads, E head size.
 """
@@ -48,52 +49,54 @@ class Dims:
     tied_head: bool = False
 
 
-def decode(
-    weights: Weights, dims: Dims, tokens: Tensor, lora: Weights | None = None, lora_alpha: float = 16.0
-) -> Tensor:
+def decode(weights: Weights, dims: Dims, tokens: Tensor, online: Weights | None = None, alpha: float = 16.0) -> Tensor:
     """Logits [B, T, V] of tokens [B, T].
 
     Rows of the embedding and of the head past `dims.vocab_size` are padding: they get no logit.
     """
-    w = {**weights, **(lora or {})}
+    w = {**weights, **(online or {})}
     x_BTD = w["model.embed_tokens.weight"][tokens]
     cos, sin = rope(tokens.shape[1], dims, x_BTD.dtype)
     for layer in range(dims.num_layers):
         name = f"model.layers.{layer}"
-        x_BTD = x_BTD + attention(
-            w,
-            f"{name}.self_attn",
-            dims,
-            rms_norm(x_BTD, w[f"{name}.input_layernorm.weight"], dims),
-            cos,
-            sin,
-            lora_alpha,
-        )
+        h_BTD = rms_norm(x_BTD, w[f"{name}.input_layernorm.weight"], dims)
+        x_BTD = x_BTD + attention(w, f"{name}.self_attn", dims, h_BTD, cos, sin, alpha)
         h_BTD = rms_norm(x_BTD, w[f"{name}.post_attention_layernorm.weight"], dims)
-        gate = linear(w, f"{name}.mlp.gate_proj", h_BTD, lora_alpha)
-        up = linear(w, f"{name}.mlp.up_proj", h_BTD, lora_alpha)
-        x_BTD = x_BTD + linear(w, f"{name}.mlp.down_proj", gate * torch.sigmoid(gate) * up, lora_alpha)
+        gate = linear(w, f"{name}.mlp.gate_proj", h_BTD, alpha)
+        up = linear(w, f"{name}.mlp.up_proj", h_BTD, alpha)
+        x_BTD = x_BTD + linear(w, f"{name}.mlp.down_proj", gate * torch.sigmoid(gate) * up, alpha)
+        x_BTD = bottleneck(w, name, x_BTD, dims, alpha)
     head = w["model.embed_tokens.weight"] if dims.tied_head else w["lm_head.weight"]
-    return rms_norm(x_BTD, w["model.norm.weight"], dims) @ head[: dims.vocab_size].T
+    h_BTD = bottleneck(w, "model", rms_norm(x_BTD, w["model.norm.weight"], dims), dims, alpha)
+    return h_BTD @ head[: dims.vocab_size].T
 
 
-def linear(w: Weights, name: str, x: Tensor, lora_alpha: float) -> Tensor:
+def bottleneck(w: Weights, name: str, x: Tensor, dims: Dims, alpha: float) -> Tensor:
+    """x + (alpha / rank) U silu(D x / rms(x)), where `w` holds such a module; x elsewhere."""
+    if f"{name}.down" not in w:
+        return x
+    down, up = w[f"{name}.down"], w[f"{name}.up"]
+    inner = (x / (x.pow(2).mean(-1, keepdim=True) + dims.norm_eps).sqrt()) @ down.T
+    return x + (alpha / down.shape[0]) * ((inner / (1 + torch.exp(-inner))) @ up.T)
+
+
+def linear(w: Weights, name: str, x: Tensor, alpha: float) -> Tensor:
     """W x + bias + (alpha / rank) B A x; the bias and the low-rank term only where `w` holds them."""
     y = x @ w[f"{name}.weight"].T
     if f"{name}.bias" in w:
         y = y + w[f"{name}.bias"]
     if f"{name}.lora_A" in w:
         down, up = w[f"{name}.lora_A"], w[f"{name}.lora_B"]
-        y = y + (lora_alpha / down.shape[0]) * ((x @ down.T) @ up.T)
+        y = y + (alpha / down.shape[0]) * ((x @ down.T) @ up.T)
     return y
 
 
-def attention(w: Weights, name: str, dims: Dims, x_BTD: Tensor, cos: Tensor, sin: Tensor, lora_alpha: float) -> Tensor:
+def attention(w: Weights, name: str, dims: Dims, x_BTD: Tensor, cos: Tensor, sin: Tensor, alpha: float) -> Tensor:
     """Causal grouped-query attention with its softmax written out."""
     B, T, _ = x_BTD.shape
 
     def project(which: str, heads: int) -> Tensor:
-        y = linear(w, f"{name}.{which}", x_BTD, lora_alpha)
+        y = linear(w, f"{name}.{which}", x_BTD, alpha)
         return y.view(B, T, heads, dims.head_dim).transpose(1, 2)
 
     q_BHTE = rotate(project("q_proj", dims.num_heads), cos, sin)
@@ -107,7 +110,7 @@ def attention(w: Weights, name: str, dims: Dims, x_BTD: Tensor, cos: Tensor, sin
     future_TT = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).triu(1)
     weights_BHTT = scores_BHTT.masked_fill(future_TT, -math.inf).softmax(-1)
     y_BTD = (weights_BHTT @ v_BHTE).transpose(1, 2).reshape(B, T, dims.num_heads * dims.head_dim)
-    return linear(w, f"{name}.o_proj", y_BTD, lora_alpha)
+    return linear(w, f"{name}.o_proj", y_BTD, alpha)
 
 
 def rms_norm(x: Tensor, weight: Tensor, dims: Dims) -> Tensor:
@@ -199,30 +202,44 @@ def linear_shapes(dims: Dims) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Weights of the terms (ce, forward_kl, reverse_kl, jsd) of both losses."""
+    """Weights of the terms of both losses.
+
+    Terms: ce, forward_kl, reverse_kl, tvd, jsd(BETA), skew_forward_kl(ALPHA), skew_reverse_kl(ALPHA) and, of the
+    teacher alone, anchor: KL(p || original p) at temperature 1. Without parentheses beta is 0.5, alpha 0.1.
+    """
 
     student: Mapping[str, float] = field(default_factory=lambda: {"ce": 1.0, "forward_kl": 1.0})
     teacher: Mapping[str, float] = field(default_factory=lambda: {"ce": 1.0, "forward_kl": 0.1})
     temperature: float = 1.0
-    jsd_beta: float = 0.5
-    """Weight of the teacher p in the mixture."""
 
 
-def divergence(term: str, teacher_logits: Tensor, student_logits: Tensor, objective: Objective) -> Tensor:
+def divergence(term: str, teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """tau^2 D(p, q) [N] of logits [N, V], differentiable in both; forward_kl is KL(teacher || student)."""
-    tau, beta = objective.temperature, objective.jsd_beta
-    lp = (teacher_logits / tau).log_softmax(-1)
-    lq = (student_logits / tau).log_softmax(-1)
-    if term == "forward_kl":
+    kind, _, option = term.rstrip(")").partition("(")
+    share = float(option) if option else (0.5 if kind == "jsd" else 0.1)
+    lp = (teacher_logits / temperature).log_softmax(-1)
+    lq = (student_logits / temperature).log_softmax(-1)
+    if kind == "forward_kl":
         value = kl(lp, lq)
-    elif term == "reverse_kl":
+    elif kind == "reverse_kl":
         value = kl(lq, lp)
-    elif term == "jsd":
-        lm = torch.logaddexp(lp + math.log(beta), lq + math.log1p(-beta))
-        value = beta * kl(lp, lm) + (1 - beta) * kl(lq, lm)
+    elif kind == "jsd":
+        lm = mixed(share, lp, lq)
+        value = share * kl(lp, lm) + (1 - share) * kl(lq, lm)
+    elif kind == "skew_forward_kl":
+        value = kl(lp, mixed(share, lp, lq))
+    elif kind == "skew_reverse_kl":
+        value = kl(lq, mixed(share, lq, lp))
+    elif kind == "tvd":
+        value = 0.5 * (lp.exp() - lq.exp()).abs().sum(-1)
     else:
-        raise ValueError(f"unknown term {term!r}; known: ce, forward_kl, reverse_kl, jsd")
-    return tau**2 * value
+        raise ValueError(f"unknown term {term!r}")
+    return temperature**2 * value
+
+
+def mixed(share: float, first: Tensor, second: Tensor) -> Tensor:
+    """log(share exp(first) + (1 - share) exp(second))."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -231,12 +248,17 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def losses(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, objective: Objective
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    objective: Objective,
+    original_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Both objectives, summed over the loss tokens of the batch and divided by their number.
 
     Logits [B, T, V], labels [B, T]. The student loss has no gradient for the teacher and the teacher loss none for
-    the student. Without a teacher the teacher loss is 0 and the student may ask for ce only.
+    the student. Without a teacher the teacher loss is 0 and the student may ask for ce only. The original teacher's
+    logits are those that the anchor refers to.
     """
     scored = labels != IGNORE
     count = int(scored.sum())
@@ -247,14 +269,19 @@ def losses(
         asked = [term for term, weight in objective.student.items() if weight and term != "ce"]
         if asked:
             raise ValueError(f"no teacher, but the student's objective has {', '.join(asked)}")
-        return total(objective.student, q, y, q, q, objective) / count, q.new_zeros(())
+        return total(objective.student, q, y, q, q, objective.temperature) / count, q.new_zeros(())
     p = teacher_logits[scored]
-    student_loss = total(objective.student, q, y, p.detach(), q, objective) / count
-    teacher_loss = total(objective.teacher, p, y, p, q.detach(), objective) / count
+    terms = {term: weight for term, weight in objective.teacher.items() if term != "anchor"}
+    student_loss = total(objective.student, q, y, p.detach(), q, objective.temperature) / count
+    teacher_loss = total(terms, p, y, p, q.detach(), objective.temperature) / count
+    if objective.teacher.get("anchor"):
+        assert original_logits is not None
+        drift = divergence("forward_kl", p, original_logits[scored].detach(), 1.0)
+        teacher_loss = teacher_loss + objective.teacher["anchor"] * drift.sum() / count
     return student_loss, teacher_loss
 
 
-def total(terms: Mapping[str, float], own: Tensor, y: Tensor, p: Tensor, q: Tensor, objective: Objective) -> Tensor:
+def total(terms: Mapping[str, float], own: Tensor, y: Tensor, p: Tensor, q: Tensor, temperature: float) -> Tensor:
     """The weighted terms, summed over tokens; `own` are the logits [N, V] that ce is taken of, at temperature 1."""
     loss = own.new_zeros(())
     for term, weight in terms.items():
@@ -263,7 +290,7 @@ def total(terms: Mapping[str, float], own: Tensor, y: Tensor, p: Tensor, q: Tens
         if term == "ce":
             per_token = -own.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
         else:
-            per_token = divergence(term, p, q, objective)
+            per_token = divergence(term, p, q, temperature)
         loss = loss + weight * per_token.sum()
     return loss
 
@@ -353,18 +380,18 @@ class History:
     student_grad_norm: list[float] = field(default_factory=list)
     online_grad_norm: list[float] = field(default_factory=list)
     student: dict[str, Tensor] = field(default_factory=dict)
-    lora: dict[str, Tensor] = field(default_factory=dict)
+    online: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
     teacher_weights: Weights | None,
     student_weights: Weights,
-    lora_weights: Weights | None,
+    online_weights: Weights | None,
     batches: Sequence[Batch],
     *,
     student_dims: Dims,
     teacher_dims: Dims | None = None,
-    lora_alpha: float = 16.0,
+    alpha: float = 16.0,
     objective: Objective | None = None,
     student_group: Group | None = None,
     online_group: Group | None = None,
@@ -373,7 +400,7 @@ def train(
 ) -> History:
     """One optimizer step a batch, each batch a whole global batch; the given weights are not changed.
 
-    Without teacher weights: supervised training (the objective must not ask for a divergence). Without LoRA weights:
+    Without teacher weights: supervised training (the objective must not ask for a divergence). Without online modules:
     plain distillation from a frozen teacher. `steps` is the length of the schedule (default: the number of batches);
     `dtype` casts all weights first. A tied student's `lm_head.weight` is ignored, its embedding is the head.
     """
@@ -382,23 +409,25 @@ def train(
     if student_dims.tied_head:
         student_weights = {name: w for name, w in student_weights.items() if name != "lm_head.weight"}
     student = Trained(student_weights, student_group or Group(), dtype)
-    online = Trained(lora_weights, online_group or Group(lr=1e-4, weight_decay=0.0), dtype) if lora_weights else None
-    lora = online.weights if online else None
+    group = online_group or Group(lr=1e-4, weight_decay=0.0)
+    online = Trained(online_weights, group, dtype) if online_weights else None
+    modules = online.weights if online else None
     frozen = {name: w.detach().to(dtype=dtype) for name, w in (teacher_weights or {}).items()}
 
     history = History()
     for step, (tokens, labels) in enumerate(batches):
         student_logits = decode(student.weights, student_dims, tokens)
-        teacher_logits = None
+        teacher_logits = original_logits = None
         if teacher_weights is not None:
             assert teacher_dims is not None, "teacher_weights need teacher_dims"
-            teacher_logits = decode(frozen, teacher_dims, tokens, lora, lora_alpha)
-        student_loss, teacher_loss = losses(student_logits, teacher_logits, labels, objective)
+            teacher_logits = decode(frozen, teacher_dims, tokens, modules, alpha)
+            original_logits = decode(frozen, teacher_dims, tokens)
+        student_loss, teacher_loss = losses(student_logits, teacher_logits, labels, objective, original_logits)
         (student_loss + teacher_loss).backward()
         history.student_loss.append(student_loss.item())
         history.teacher_loss.append(teacher_loss.item())
         history.student_grad_norm.append(student.step(step, steps))
         history.online_grad_norm.append(online.step(step, steps) if online else 0.0)
     history.student = student.final()
-    history.lora = online.final() if online else {}
+    history.online = online.final() if online else {}
     return history

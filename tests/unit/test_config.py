@@ -1,13 +1,21 @@
 """The configuration file: what is accepted, and what a mistake is answered with."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from megaokd import terms
+from megaokd.config import Objective
 from megaokd.config_file import load_config, parse_config, to_dict
+from megaokd.distill.objective import Terms
 from megaokd.errors import UserError
+from megaokd.kernels import Term
+from megaokd.kernels.terms import KINDS
+from megaokd.methods import METHODS, MethodName
 
 MINIMAL = "data: {train: x}\ntrain: {steps: 3}\ncheckpoint: {folder: r}\n"
+WITH_TEACHER = MINIMAL + "teacher: {path: t, online: {rank: 3, layers: 2, targets: [q_proj]}}\n"
 
 
 @pytest.fixture
@@ -35,6 +43,46 @@ def test_round_trip(file: Path) -> None:
     assert parse_config(to_dict(config)) == config
 
 
+def test_an_option_of_a_term_may_hold_a_point(file: Path) -> None:
+    config = load_config(file, ["objective.student.skew_forward_kl(0.2)=1", "objective.student.jsd=0.5"])
+    assert config.objective.student == {"skew_forward_kl(0.2)": 1.0, "jsd": 0.5}
+
+
+def test_terms_are_those_of_the_loss() -> None:
+    assert {*terms.PLAIN, *terms.WITH_OPTION} == set(KINDS)
+    for name in terms.WITH_OPTION:
+        assert Terms.from_config(Objective(student={f"{name}(0.3)": 1.0}), has_teacher=True, online=False).student == (
+            Term(name, 1.0, **{"beta" if name == "jsd" else "alpha": 0.3}),
+        )
+
+
+@pytest.mark.parametrize("teacher", [{}, {"ce": 0.0}, {"anchor": 1.0}])
+def test_modules_that_would_learn_nothing_are_refused(teacher: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"nothing to learn.*teacher.online=null"):
+        Terms.from_config(Objective(teacher=teacher), has_teacher=True, online=True)
+    assert Terms.from_config(Objective(teacher=teacher), has_teacher=True, online=False).teacher == ()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_file_serves_every_method(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(WITH_TEACHER)
+    config = load_config(path, [f"method={name}", "objective.temperature=2.0"])
+    assert config.objective.student == METHODS[name].student
+    assert config.objective.temperature == 2.0
+    assert (config.teacher.path is None) == (name == "sft")
+    online = config.teacher.online
+    assert (online.kind if online else None) == METHODS[name].kind
+    assert online is None or (online.rank, online.layers) == (3, None if online.kind == "head" else 2)
+    assert parse_config(to_dict(config)) == config
+    with_pull = load_config(path, [f"method={name}", "objective.teacher={ce: 2.0}"])
+    assert with_pull.objective.teacher == {"ce": 2.0}
+
+
+def test_every_method_can_be_named() -> None:
+    assert set(get_args(MethodName)) == METHODS.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
@@ -45,6 +93,16 @@ def test_round_trip(file: Path) -> None:
         (MINIMAL, ["train.steps"], ["expected section.key=value"]),
         (MINIMAL, ["train.steps.more=1"], ["steps is not a section"]),
         (MINIMAL, ["objective.student={kl: 1}"], ["'forward_kl'"]),
+        (MINIMAL, ["objective.student.skew_forward_kl(1.5)=1"], ["skew_forward_kl(1.5)", "between 0 and 1"]),
+        (MINIMAL, ["objective.student={ce(0.5): 1}"], ["'ce' takes no option"]),
+        (MINIMAL, ["objective.student={anchor: 1}"], ["a term of objective.teacher"]),
+        (MINIMAL, ["teacher.online={kind: head, layers: 2}"], ["leave layers out"]),
+        (MINIMAL, ["teacher.online={kind: bottleneck, targets: [q_proj]}"], ["targets are of kind=lora"]),
+        (MINIMAL, ["method=jsd"], ["override 'method=jsd'", "give teacher.path"]),
+        (MINIMAL + "method: fkl\n", [], ["run.yaml:4", "method = 'fkl'", "'forward_kl'"]),
+        (WITH_TEACHER, ["method=jsd", "objective.student={ce: 1}"], ["it decides objective.student: {'ce': 1.0"]),
+        (WITH_TEACHER, ["method=pesf_kd", "teacher.online.kind=lora"], ["it decides teacher.online.kind: head"]),
+        (WITH_TEACHER, ["method=okd_lora", "teacher.online=null"], ["it decides teacher.online.kind: lora"]),
         ("data: {train: x}\ncheckpoint: {folder: r}\n", [], ["'train' is required"]),
         ("data: [1, 2\n", [], ["not valid YAML"]),
         ("- a\n", [], ["expected a mapping"]),

@@ -14,6 +14,7 @@ from megaokd import config
 from megaokd.cli import COMMANDS
 from megaokd.config_file import load_config, parse_config, to_dict
 from megaokd.mesh import data_parallel_size
+from megaokd.methods import METHODS
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.pipeline.schedule import check_micro_batches
 
@@ -46,7 +47,7 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 def test_every_section_is_documented() -> None:
-    assert set(documented()) == {name for name, _ in sections(config.Config)} | {"deepspeed"}
+    assert set(documented()) == {name for name, _ in sections(config.Config)} | {"deepspeed", "method"}
 
 
 @pytest.mark.parametrize(("name", "cls"), list(sections(config.Config)))
@@ -64,6 +65,20 @@ def test_every_key_is_documented_with_its_default(name: str, cls: Any) -> None:
             assert f"{name}.{key}" in documented()
         else:
             assert yaml.safe_load(text.strip("`")) == defaults[key], f"{name}.{key}"
+
+
+def test_every_method_is_documented_with_its_terms() -> None:
+    part = CONFIGURATION.partition("## `method`")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `({.*?})` \| (.*) \|$", part, flags=re.MULTILINE)
+    found = {name: (yaml.safe_load(student), modules) for name, student, modules in rows}
+    assert found.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        student, modules = found[name]
+        assert student == method.student, name
+        if method.kind is not None:
+            kind, terms = re.findall(r"`(.*?)`", modules)
+            assert (kind, yaml.safe_load(terms)) == (method.kind, method.teacher), name
+        assert modules.startswith("no teacher") == (not method.has_teacher)
 
 
 def default_values(cls: Any) -> dict[str, Any]:

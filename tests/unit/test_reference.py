@@ -157,9 +157,37 @@ def test_lora_equals_merged_weights() -> None:
             base = name.removesuffix(".lora_A")
             merged[f"{base}.weight"] = weights[f"{base}.weight"] + (6.0 / 3) * lora[f"{base}.lora_B"] @ lora[name]
     tokens = make_batches(1)[0][0]
-    adapted = decode(weights, TEACHER, tokens, lora, lora_alpha=6.0)
+    adapted = decode(weights, TEACHER, tokens, lora, alpha=6.0)
     assert relative(adapted, decode(merged, TEACHER, tokens)) < 1e-12
     assert relative(adapted, decode(weights, TEACHER, tokens)) > 1e-3
+
+
+def test_bottlenecks_start_as_nothing_and_move_what_follows_them() -> None:
+    weights = random_weights(TEACHER, seed=1)
+    tokens = make_batches(1)[0][0]
+    frozen = decode(weights, TEACHER, tokens)
+    down, up = torch.randn(3, 32, dtype=F64), torch.randn(32, 3, dtype=F64)
+    for name in ("model.layers.1", "model"):
+        modules = {f"{name}.down": down, f"{name}.up": torch.zeros_like(up)}
+        assert torch.equal(decode(weights, TEACHER, tokens, modules), frozen)
+        assert relative(decode(weights, TEACHER, tokens, {**modules, f"{name}.up": up}), frozen) > 1e-2
+    # Behind the norm of unit weights, which leaves rms 1, by torch's own functions.
+    plain = {**weights, "model.norm.weight": torch.ones(32, dtype=F64), "lm_head.weight": torch.eye(61, 32, dtype=F64)}
+    h = decode(plain, TEACHER, tokens)[..., :32]
+    expected = h + 2.0 * nn.functional.silu(nn.functional.rms_norm(h, (32,), eps=TEACHER.norm_eps) @ down.T) @ up.T
+    adapted = decode(plain, TEACHER, tokens, {"model.down": down, "model.up": up}, alpha=6.0)[..., :32]
+    torch.testing.assert_close(adapted, expected)
+
+
+def test_the_anchor_refers_to_the_original() -> None:
+    t, s = random_logits()
+    labels = torch.zeros(7, dtype=torch.long)
+    original = t.detach() + torch.randn(7, 23, dtype=F64)
+    with_anchor = Objective(temperature=2.0, teacher={**Objective().teacher, "anchor": 0.5})
+    _, without = losses(s, t, labels, Objective(temperature=2.0))
+    _, anchored = losses(s, t, labels, with_anchor, original)
+    drift = nn.functional.kl_div(original.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="batchmean")
+    torch.testing.assert_close(anchored - without, 0.5 * drift)
 
 
 # --- objective --------------------------------------------------------------------------------------------------------
@@ -175,6 +203,19 @@ def closed_form(term: str, t: Tensor, s: Tensor, beta: float) -> tuple[Tensor, T
     if term == "reverse_kl":
         value = (q * (lq - lp)).sum(-1, keepdim=True)
         return value, p - q, q * (lq - lp - value)
+    if term == "tvd":
+        g = (p - q).sign()
+        value = 0.5 * (p - q).abs().sum(-1, keepdim=True)
+        dt, ds = (0.5 * own * (g - (own * g).sum(-1, keepdim=True)) for own in (p, q))
+        return value, dt, -ds
+    if term.startswith("skew"):
+        own, other = (p, q) if term == "skew_forward_kl" else (q, p)
+        m = beta * own + (1 - beta) * other
+        value = (own * (own / m).log()).sum(-1, keepdim=True)
+        overlap = (p * q / m).sum(-1, keepdim=True)
+        d_own = own * ((own / m).log() - beta * own / m - (value - (1 - (1 - beta) * overlap)))
+        d_other = (1 - beta) * other * (overlap - own / m)
+        return value, *((d_own, d_other) if term == "skew_forward_kl" else (d_other, d_own))
     lm = (beta * p + (1 - beta) * q).log()
     of_p = (p * (lp - lm)).sum(-1, keepdim=True)
     of_q = (q * (lq - lm)).sum(-1, keepdim=True)
@@ -189,10 +230,11 @@ def random_logits(seed: int = 0, tokens: int = 7) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.5])
-@pytest.mark.parametrize("term", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("term", ["forward_kl", "reverse_kl", "tvd", "jsd", "skew_forward_kl", "skew_reverse_kl"])
 def test_divergences_equal_closed_forms(term: str, tau: float) -> None:
     t, s = random_logits()
-    value = divergence(term, t, s, Objective(temperature=tau, jsd_beta=0.3))
+    named = f"{term}(0.3)" if term.startswith(("jsd", "skew")) else term
+    value = divergence(named, t, s, tau)
     dt, ds = torch.autograd.grad(value.sum(), (t, s))
     expected, expected_dt, expected_ds = closed_form(term, t.detach() / tau, s.detach() / tau, beta=0.3)
     torch.testing.assert_close(value, tau**2 * expected.squeeze(-1), rtol=1e-12, atol=1e-13)
@@ -206,10 +248,9 @@ def test_both_losses_and_their_gradients() -> None:
     t, s = random_logits(seed=1, tokens=10)
     labels = torch.tensor([[3, -100, 0, 22, 7], [-100, -100, 5, 5, -100]])
     objective = Objective(
-        student={"ce": 0.5, "forward_kl": 2.0, "jsd": 0.7},
+        student={"ce": 0.5, "forward_kl": 2.0, "jsd(0.3)": 0.7},
         teacher={"ce": 0.25, "reverse_kl": 0.3, "forward_kl": 0.0},
         temperature=tau,
-        jsd_beta=0.3,
     )
     student_loss, teacher_loss = losses(s.view(2, 5, -1), t.view(2, 5, -1), labels, objective)
     grads_of_student_loss = torch.autograd.grad(student_loss, (t, s), retain_graph=True, allow_unused=True)
@@ -303,7 +344,7 @@ def test_one_step_by_hand() -> None:
     for grads, before, after, group, norm, lr in zip(
         gradients(*batch),
         start,
-        (history.student, history.lora),
+        (history.student, history.online),
         (student_group, online_group),
         norms,
         (0.1, 0.1),
@@ -345,7 +386,7 @@ def test_a_run_decreases_both_losses(dtype: torch.dtype) -> None:
         assert values[-1] < 0.8 * values[0]
     assert all(later < earlier for earlier, later in pairwise(history.student_loss[:5]))
     assert all(norm > 0 for norm in (*history.student_grad_norm, *history.online_grad_norm))
-    assert all(w.dtype == dtype and not w.requires_grad for w in (*history.student.values(), *history.lora.values()))
+    assert all(w.dtype == dtype and not w.requires_grad for w in (*history.student.values(), *history.online.values()))
     assert "lm_head.weight" not in history.student
 
 
@@ -365,7 +406,7 @@ def test_plain_distillation_is_online_distillation_that_does_not_move() -> None:
     moving = run(batches)
     assert still.student_loss == frozen.student_loss
     assert still.online_grad_norm == [0.0] * 4
-    assert frozen.lora == {}
+    assert frozen.online == {}
     assert moving.student_loss[0] == frozen.student_loss[0]
     assert moving.student_loss[-1] != frozen.student_loss[-1]
 
