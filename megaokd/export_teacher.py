@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megaokd.config import Config
-from megaokd.distill.online_modules import LowRankAdapter
+from megaokd.distill.low_rank import LowRankAdapter
 from megaokd.errors import UserError
 from megaokd.export import copy_model_files
 from megaokd.mesh import ParallelMesh
@@ -52,10 +52,17 @@ class FileAdapter:
 
 def check_teacher_export(config: Config) -> None:
     """Refuse to promise a merged teacher where nothing can be merged."""
-    if config.checkpoint.export_merged_teacher and (config.teacher.path is None or config.teacher.online is None):
+    if not config.checkpoint.export_merged_teacher:
+        return
+    if config.teacher.path is None or config.teacher.online is None:
         raise UserError(
             "checkpoint.export_merged_teacher needs a teacher with online modules (teacher.path, teacher.online); "
             "without modules the teacher is still the folder that it was read from"
+        )
+    if config.teacher.online.kind != "lora":
+        raise UserError(
+            f"checkpoint.export_merged_teacher needs teacher.online.kind=lora, not {config.teacher.online.kind}: a "
+            "bottleneck is not linear, so no weights of the teacher can take it up"
         )
 
 

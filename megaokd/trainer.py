@@ -200,7 +200,12 @@ class Trainer:
         if teacher.path is None or teacher.online is None:
             return
         slices = self.run.models.teachers
-        if options.export:
+        if options.export and teacher.online.kind != "lora":
+            self.watcher.on_message(
+                f"no {TEACHER_ADAPTER_FOLDER}: peft has no form for modules of kind={teacher.online.kind}; "
+                "they are in the checkpoints"
+            )
+        elif options.export:
             export_adapter(slices, teacher.path, self.folder / TEACHER_ADAPTER_FOLDER, self.mesh)
         if options.export_merged_teacher:
             folder = self.folder / MERGED_TEACHER_FOLDER

@@ -1,5 +1,7 @@
 """What a merged teacher needs; tests/distributed/test_family_layouts.py compares the files themselves with peft."""
 
+from typing import Literal
+
 import pytest
 
 from megaokd.config import Checkpoint, Config, Data, OnlineModules, Teacher, Train
@@ -20,3 +22,9 @@ def test_refused_without_modules(teacher: Teacher) -> None:
 
 def test_allowed_with_modules() -> None:
     check_teacher_export(config(Teacher(path="teacher", online=OnlineModules())))
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "head"])
+def test_refused_with_modules_that_are_not_linear(kind: Literal["bottleneck", "head"]) -> None:
+    with pytest.raises(UserError, match=f"needs teacher.online.kind=lora, not {kind}"):
+        check_teacher_export(config(Teacher(path="teacher", online=OnlineModules(kind=kind))))
