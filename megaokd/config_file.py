@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from megaokd.config import Config
 from megaokd.errors import UserError
-from megaokd.methods import apply_method
+from megaokd.methods import METHODS, apply_method, forget_decided
 
 KeyPath = tuple[str, ...]
 
@@ -39,6 +39,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections (data, train, ...), found {type(values).__name__}")
     origins = {key: f"{path}:{line}" for key, line in _key_lines(node).items()}
+    if any(override.startswith("method=") and override.partition("=")[2] in METHODS for override in overrides):
+        forget_decided(values)
     for override in overrides:
         _apply_override(values, override, origins)
     return _validate(values, origins, str(path))

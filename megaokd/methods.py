@@ -42,6 +42,19 @@ _UNUSED = {"bottleneck": {"targets"}, "head": {"targets", "layers"}}
 """Keys of teacher.online that a kind does not know."""
 
 
+def forget_decided(values: dict[str, Any]) -> None:
+    """Take out of a file's values, in place, what a method named on the command line decides instead."""
+    objective, teacher = values.get("objective"), values.get("teacher")
+    if isinstance(objective, dict):
+        objective.pop("student", None)
+        objective.pop("teacher", None)
+    if isinstance(teacher, dict) and "online" in teacher:
+        if teacher["online"] is None:
+            del teacher["online"]
+        elif isinstance(teacher["online"], dict):
+            teacher["online"].pop("kind", None)
+
+
 def apply_method(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a configuration with those that its `method` decides; unchanged where it names none.
 

@@ -79,6 +79,22 @@ def test_one_file_serves_every_method(name: str, tmp_path: Path) -> None:
     assert with_pull.objective.teacher == {"ce": 2.0}
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_on_the_command_line_replaces_what_the_file_decides(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    objective = "objective: {student: {tvd: 3.0}, teacher: {tvd: 3.0}, temperature: 2.0}\n"
+    for online in ("null", "{kind: lora, rank: 3}"):
+        path.write_text(MINIMAL + f"teacher: {{path: t, online: {online}}}\n" + objective)
+        config = load_config(path, [f"method={name}"])
+        assert config.objective.student == METHODS[name].student
+        assert config.objective.teacher == METHODS[name].teacher
+        assert config.objective.temperature == 2.0
+        assert (config.teacher.online.kind if config.teacher.online else None) == METHODS[name].kind
+        path.write_text(path.read_text() + f"method: {name}\n")
+        with pytest.raises(UserError, match=f"method={name}: it decides objective.student"):
+            load_config(path)
+
+
 def test_every_method_can_be_named() -> None:
     assert set(get_args(MethodName)) == METHODS.keys()
 
