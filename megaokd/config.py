@@ -255,6 +255,8 @@ class Checkpoint:
     """Write in the background from a copy in host memory; false: training waits until all is on disk."""
     export: bool = True
     """At the end write the student as a Hugging Face folder (folder/student), online modules as a PEFT adapter."""
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the student's weights are written there."""
     export_merged_teacher: bool = False
     """At the end also write the teacher with its online modules merged (folder/teacher)."""
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.engine.step import on_device
+from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
+from megaokd.parallel.layout import TensorLayout
+from megaokd.pipeline.models import DTYPES
 from megaokd.pipeline.schedule import build_runner
 from megaokd.pipeline.stage import DistillationStage
 from megaokd.precision import Precision
@@ -26,25 +31,30 @@ _COPIED = (
 
 
 def export_student(run: Run, folder: Path) -> None:
-    """Write FOLDER (config.json, safetensors in fp32, tokenizer files). Collective over the world.
+    """Write FOLDER (config.json, safetensors, tokenizer files). Collective over the world.
 
-    A student that came from a folder keeps that folder's files as they are; only `dtype` in config.json follows the
-    weights. One that started from the teacher has the teacher's, with its own sizes. One that was trained from scratch
-    gets the tokenizer of the data.
+    A student that came from a folder keeps that folder's files as they are; only `dtype` in config.json follows
+    `checkpoint.export_dtype`. One that started from the teacher has the teacher's, with its own sizes. One that was
+    trained from scratch gets the tokenizer of the data.
     """
+    dtype = run.config.checkpoint.export_dtype
     if run.mesh.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if run.config.student.path is not None:
-            copy_model_files(Path(run.config.student.path), folder)
+            copy_model_files(Path(run.config.student.path), folder, dtype=dtype)
         elif run.config.student.from_teacher is not None and run.config.teacher.path is not None:
             copy_model_files(Path(run.config.teacher.path), folder)
             values = derived_config(run.config.teacher.path, run.models.student_architecture)
-            _write_json(folder / "config.json", values)
+            _write_json(folder / "config.json", {**values, "dtype": dtype})
         else:
-            _write_own_files(run, folder)
+            _write_own_files(run, folder, dtype)
     dist.barrier()
-    export_weights(run.models.students, folder, run.mesh)
+
+    def rounded(part: Decoder) -> Iterator[tuple[str, torch.Tensor, TensorLayout]]:
+        return ((name, parameter.to(DTYPES[dtype]), layout) for name, parameter, layout in part.named_layouts())
+
+    export_weights(run.models.students, folder, run.mesh, rounded)
 
 
 def copy_model_files(source: Path, folder: Path, *, dtype: str = "float32") -> None:
@@ -57,13 +67,13 @@ def copy_model_files(source: Path, folder: Path, *, dtype: str = "float32") -> N
         _write_json(folder / "config.json", {**values, "dtype": dtype})
 
 
-def _write_own_files(run: Run, folder: Path) -> None:
+def _write_own_files(run: Run, folder: Path, dtype: str) -> None:
     tokenizer_folder = run.dataset.tokenizer_path
     tokenizer = load_tokenizer(tokenizer_folder)
     values = huggingface_config(
         run.models.student_architecture, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
     )
-    _write_json(folder / "config.json", values)
+    _write_json(folder / "config.json", {**values, "dtype": dtype})
     for file in tokenizer_folder.iterdir():
         shutil.copy(file, folder / file.name)
 
@@ -75,7 +85,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def write_export_check(run: Run, path: Path) -> None:
     """Write `tokens` [b, S] and the parallel student's `logits` [b, S, V] fp32 of the first training micro-batch.
 
-    Collective over the world; what the first data-parallel rank computes is written.
+    The weights are rounded as in the export. Collective over the world; what the first data-parallel rank computes is
+    written.
     """
     precision: Precision = "fp32"
     stages = [DistillationStage(student, None, precision) for student in run.models.students]
@@ -84,10 +95,24 @@ def write_export_check(run: Run, path: Path) -> None:
         stages, run.models.slots[:1], recorder, run.config.parallel, run.mesh.pipeline, run.models.tp, run.mesh.device
     )
     batch = run.train_batches.batch(0)
-    runner.forward(*on_device(batch, run.mesh.device))
+    with _rounded(run.models.students, DTYPES[run.config.checkpoint.export_dtype]):
+        runner.forward(*on_device(batch, run.mesh.device))
     if recorder.logits is not None and run.mesh.tensor.rank == 0 and run.mesh.data.rank == 0:
         save_file({"tokens": batch.tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
     dist.barrier()
+
+
+@contextmanager
+def _rounded(students: list[Decoder], dtype: torch.dtype) -> Iterator[None]:
+    """Inside, weights have the values that they have when written in `dtype`."""
+    parameters = [parameter for part in students for parameter in part.parameters() if parameter.dtype != dtype]
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(parameter.to(dtype))
+        yield
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
 
 
 class _LogitRecorder:

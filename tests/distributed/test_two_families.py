@@ -92,14 +92,17 @@ def test_a_student_that_starts_from_the_teacher(config: dict[str, Any], tmp_path
     recipe = {"layers": [0, 2, 3], "hidden_size": 24, "num_heads": 2, "intermediate_size": 48}
     folder = tmp_path / "run"
     values = {**config, "student": {"from_teacher": recipe}, "parallel": {"tensor": 2}}
+    values["checkpoint"]["export_dtype"] = "bfloat16"
     (tmp_path / "run.yaml").write_text(json.dumps(values))
     must(torchrun(2, "-m", "megaokd.cli", "train", tmp_path / "run.yaml"))
     check_export(folder)
     written = json.loads((folder / "student" / "config.json").read_text())
     assert (written["model_type"], written["num_hidden_layers"], written["hidden_size"]) == ("qwen3", 3, 24)
     assert (written["num_attention_heads"], written["num_key_value_heads"], written["head_dim"]) == (2, 1, 12)
+    assert written["dtype"] == "bfloat16"
     teacher = load_file(tmp_path / "hub" / "models--somebody--teacher" / "snapshots" / COMMIT / "model.safetensors")
     student = load_file(folder / "student" / "model.safetensors")
+    assert {tensor.dtype for tensor in student.values()} == {torch.bfloat16}
     start = teacher["model.layers.2.mlp.up_proj.weight"][:48, :24]
     moved = (student["model.layers.1.mlp.up_proj.weight"] - start).abs().max()
     assert 0 < moved < 0.02, "four steps away from where it started"

@@ -12,6 +12,7 @@ from megaokd.models.weight_map import WeightMap
 from megaokd.parallel.layout import TensorLayout
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
+from megaokd.precision import autocast
 from tests.support import families
 
 
@@ -71,3 +72,19 @@ def test_frozen_weights_stay_bf16(tmp_path: Path) -> None:
     fused = dict(model.named_parameters())["model.layers.1.mlp.gate_up_proj.weight"]
     mlp = decoder.layers["1"].mlp
     assert torch.equal(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), fused)
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "qwen3", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"])
+def test_bf16_is_no_further_from_the_truth_than_transformers(name: str, tmp_path: Path) -> None:
+    """A frozen teacher in bf16 under autocast, and the same model in bf16, against fp32 with the same weights."""
+    model = families.random_model(name, attention="sdpa").bfloat16()
+    families.save(model, tmp_path)
+    tokens = families.batch()
+    with torch.no_grad():
+        theirs = model(tokens).logits.float()
+        truth = model.float()(tokens).logits
+        decoder = load(tmp_path, dtype=torch.bfloat16)
+        assert decoder.head is not None
+        with autocast("bf16", tokens.device):
+            ours = decoder.head(decoder(tokens)).float()
+    assert families.relative(ours, truth) <= 1.05 * families.relative(theirs, truth)
