@@ -16,7 +16,7 @@ from ..spec import NUM_MIXTURE_SUMS, LossSpec, Scalar, Stat
 from .device.backward import gradients_kernel
 from .device.forward import statistics_kernel
 from .device.second_pass import mixtures_kernel
-from .launch import BLOCK, Launch, Parts, are_aligned, rows_of, vector_length
+from .launch import LOADS, Launch, Parts, are_aligned, rows_of, vector_length
 from .sides import SideCode, mixture_code, side_code
 
 
@@ -42,9 +42,6 @@ def statistics_launch(logits: Logits, spec: LossSpec) -> tuple[Launch, Tensor]:
     rows = rows_of("student", logits.student) | rows_of("teacher", logits.teacher)
     parts = Parts.of(num_tokens, spec.num_columns, vector)
     out = torch.zeros(parts.parts, spec.num_stats, num_tokens, device=logits.labels.device)
-    out[:, Stat.STUDENT_MAX] = -torch.inf
-    if spec.has_teacher:
-        out[:, Stat.TEACHER_MAX] = -torch.inf
     arguments: dict[str, Any] = {
         **rows,
         "labels": logits.labels.contiguous(),
@@ -62,14 +59,14 @@ def statistics_launch(logits: Logits, spec: LossSpec) -> tuple[Launch, Tensor]:
         "NUM_STATS": spec.num_stats,
         "TEACHER_ROW": int(Stat.TEACHER_MAX),
         "FORWARD_ROW": int(Stat.FORWARD),
-        "BLOCK": BLOCK,
+        "BLOCK": LOADS * vector,
         "VECTOR": vector,
     }
     return Launch(statistics_kernel, (num_tokens, parts.parts), arguments), out
 
 
 def statistics(logits: Logits, spec: LossSpec) -> Tensor:
-    """See `eager.statistics`."""
+    """See `eager.statistics`; rows without a label hold zeros."""
     if not _is_covered(logits, spec):
         return eager.statistics(logits, spec)
     launch, out = statistics_launch(logits, spec)
@@ -97,7 +94,7 @@ def mixtures_launch(logits: Logits, scalars: Tensor, spec: LossSpec) -> tuple[La
         "TEACHER_ALIGNED": are_aligned(rows, "teacher", vector),
         "TEACHER_ROW": int(Scalar.TEACHER_MAX),
         "MIXTURES": mixture_code(spec),
-        "BLOCK": BLOCK,
+        "BLOCK": LOADS * vector,
         "VECTOR": vector,
     }
     return Launch(mixtures_kernel, (num_tokens, parts.parts), arguments), out
@@ -154,7 +151,7 @@ def gradients_launch(
         "MIXTURES": mixture_code(spec) if any(code is not None and code.mixed for code in codes.values()) else (),
         "TEACHER_ROW": int(Scalar.TEACHER_MAX),
         "FORWARD_ROW": int(Scalar.FORWARD_KL),
-        "BLOCK": BLOCK,
+        "BLOCK": LOADS * vector,
         "VECTOR": vector,
     }
     return Launch(gradients_kernel, (num_tokens, parts.parts), arguments)

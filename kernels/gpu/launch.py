@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 VECTOR_BYTES = 16  # what one load or store instruction moves
-BLOCK = 2048
+LOADS = 256  # of a block: two for each of a program's 128 threads on NVIDIA, one for each of 256 on AMD
 PROGRAMS = 1024  # enough to fill a device; rows are cut into parts while there are fewer
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
@@ -38,7 +38,7 @@ class Parts:
     @classmethod
     def of(cls, num_rows: int, num_columns: int, vector: int) -> "Parts":
         """As few parts as fill a device; a row that does not begin on a boundary may touch one block more."""
-        blocks = -(-(num_columns + vector - 1) // BLOCK)
+        blocks = -(-(num_columns + vector - 1) // (LOADS * vector))
         blocks_per_part = -(-blocks // min(blocks, -(-PROGRAMS // num_rows)))
         return cls(-(-blocks // blocks_per_part), blocks_per_part)
 

@@ -66,4 +66,4 @@ def side_code(spec: LossSpec, name: str) -> tuple[SideCode, tuple[float, ...]]:
         else:
             mixed.append((_mixed_term(term), weight))
     code = SideCode(plain > 0, slope > 0, pull > 0, sharp > 0, tuple(term for term, _ in mixed))
-    return code, (plain, slope, pull, sharp, label_weight(side, weights), *(weight for _, weight in mixed))
+    return code, (plain, slope, pull, sharp, float(label_weight(side, weights)), *(weight for _, weight in mixed))

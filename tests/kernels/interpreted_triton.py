@@ -1,6 +1,6 @@
 """The Triton kernels under Triton's interpreter; `test_triton_interpreted` runs this file in a process of its own.
 
-The interpreter's cost follows rows and blocks: few rows, at most three blocks of 2048 columns.
+The interpreter's cost follows rows and blocks: few rows, at most three blocks of 1024 columns (fp32) or 2048.
 """
 
 import math
@@ -20,7 +20,7 @@ from megaokd.kernels.gpu import launch as launches
 
 JOINT = MIXES["joint"]
 EVERYTHING = MIXES["everything"]
-THREE_BLOCKS = 4099
+THREE_BLOCKS = 2051  # of fp32
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 
@@ -72,7 +72,7 @@ def test_matches_reference(mix: str, temperature: float, programs: int) -> None:
         check(make_example(4, THREE_BLOCKS), mix, temperature)
 
 
-@pytest.mark.parametrize("vocab", [1, 131, 2048, 4096])
+@pytest.mark.parametrize("vocab", [1, 131, 1024, 2048])
 def test_widths(vocab: int) -> None:
     example = make_example(3, vocab)
     check(example, "everything", 2.0)
@@ -82,7 +82,7 @@ def test_widths(vocab: int) -> None:
 @pytest.mark.parametrize(("mix", "temperature"), [("joint", 1.0), ("everything", 2.0)])
 def test_low_precision(mix: str, temperature: float, dtype: torch.dtype) -> None:
     """Arithmetic is fp32: the error of a gradient is that of one rounding, and a hair."""
-    example = make_example(4, THREE_BLOCKS, scale=4.0)
+    example = make_example(4, 4099, scale=4.0)
     student, teacher = example.student.to(dtype), example.teacher.to(dtype)
     example.student, example.teacher = student, teacher
     expected = expect(example, mix, temperature)
@@ -100,7 +100,7 @@ def test_metrics_and_ties() -> None:
     """Every metric of the eager backend; equal largest logits in different blocks."""
     example = make_example(4, THREE_BLOCKS)
     student, teacher = example.student.float(), example.teacher.float()
-    student[:, [5, 3000]] = teacher[:, [4098, 5]] = 40.0
+    student[:, [5, 1500]] = teacher[:, [2050, 5]] = 40.0
     teacher[3, 5] = 0.0
     for programs in (1, 1024):
         with mock.patch.object(launches, "PROGRAMS", programs):
@@ -112,7 +112,7 @@ def test_metrics_and_ties() -> None:
         assert ours["top1_agreement"].tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(("widths", "start"), [((4104, 4112), 0), ((4101, 4106), 3), ((4107, 4107), 1)])
+@pytest.mark.parametrize(("widths", "start"), [((2056, 2064), 0), ((2053, 2058), 3), ((2059, 2059), 1)])
 def test_strides_and_padding(widths: tuple[int, int], start: int) -> None:
     """Views that begin off a boundary, rows of other strides; padding and ignored rows are NaN and stay unread."""
     example = make_example(4, THREE_BLOCKS)
@@ -167,7 +167,7 @@ def test_identical_distributions(mix: str) -> None:
         assert_near(tensor, torch.zeros_like(tensor), 1e-6)
 
 
-@pytest.mark.parametrize(("vocab", "column"), [(13, 12), (THREE_BLOCKS, 0), (THREE_BLOCKS, 2500)])
+@pytest.mark.parametrize(("vocab", "column"), [(13, 12), (THREE_BLOCKS, 0), (THREE_BLOCKS, 1500)])
 def test_tokens_that_both_rule_out(vocab: int, column: int) -> None:
     """-inf on both sides, at an edge and inside the loop: as the eager backend has it."""
     example = make_example(3, vocab)
@@ -183,10 +183,13 @@ def test_tokens_that_both_rule_out(vocab: int, column: int) -> None:
 
 
 @pytest.mark.parametrize("masked", ["student", "teacher"])
-@pytest.mark.parametrize("mix", sorted(set(MIXES) - {"everything"}))
-@pytest.mark.parametrize(("vocab", "column"), [(13, 12), (THREE_BLOCKS, 2500)])
+@pytest.mark.parametrize(
+    ("mix", "vocab", "column"),
+    [(mix, 13, 12) for mix in sorted(set(MIXES) - {"everything"})]
+    + [(mix, THREE_BLOCKS, 1500) for mix in ("joint", "crossed", "jsd")],
+)
 def test_a_token_that_one_side_rules_out(mix: str, masked: str, vocab: int, column: int) -> None:
-    """Finite divergences and their gradients are right; a divergence that is infinite says so."""
+    """At an edge and inside the loop: finite divergences and their gradients are right, an infinite one says so."""
     example = make_example(2, vocab, ignored=())
     example.labels[example.labels == column] = 3
     getattr(example, masked)[:, column] = -math.inf
@@ -204,7 +207,7 @@ def test_a_token_that_one_side_rules_out(mix: str, masked: str, vocab: int, colu
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("column", [0, 2500])
+@pytest.mark.parametrize("column", [0, 1500])
 def test_not_a_number(value: float, column: int) -> None:
     """One bad logit makes the row's loss NaN, not the others'; a row of nothing but -inf too."""
     example = make_example(4, THREE_BLOCKS)
@@ -268,7 +271,7 @@ def test_frozen_teacher() -> None:
 
 @pytest.mark.parametrize("num_tokens", [0, 3])
 def test_no_loss_tokens(num_tokens: int) -> None:
-    student, teacher = torch.randn(2, num_tokens, 2053).unbind()
+    student, teacher = torch.randn(2, num_tokens, 1027).unbind()
     student.requires_grad_(), teacher.requires_grad_()
     labels = torch.full((num_tokens,), -100)
     out = distillation_loss(
@@ -286,9 +289,9 @@ def test_no_loss_tokens(num_tokens: int) -> None:
 def test_fused_form_in_place(dtype: torch.dtype, recompute: bool) -> None:
     """Gradients written over the logits that they are computed from."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((4, 8), (2053, 8), (4, 12), (2053, 12))
+    shapes = ((4, 8), (2500, 8), (4, 12), (2500, 12))
     leaves = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-    labels = torch.tensor([0, 2052, -100, 7])
+    labels = torch.tensor([0, 2499, -100, 7])
     grads = []
     for name in ("triton", "eager"):
         out = linear_distillation_loss(
@@ -301,8 +304,8 @@ def test_fused_form_in_place(dtype: torch.dtype, recompute: bool) -> None:
 
 
 def sharded(group: torch.distributed.ProcessGroup) -> None:
-    """Uneven shards, one of a single column, one of none."""
-    for bounds in BOUNDS[group.size()]:
+    """A shard of a single column, and one of none."""
+    for bounds in BOUNDS[group.size()][1 : 5 - group.size()]:
         check_sharded("everything", 2.0, bounds, group, dtype=torch.float32, tolerance=3e-6, backend="triton")
 
 

@@ -32,10 +32,26 @@ def bounded(log_x):
 
 
 @triton.jit
+def log2_1p(u):
+    """log2(1 + u) for u in [0, 1], within 1.5e-7: u times the minimax polynomial of degree 8 of log2(1 + u) / u.
+
+    Less than half the instructions of a logarithm that must first find an exponent.
+    """
+    value = 0.00776755902916193 * u - 0.043440937995910645
+    value = value * u + 0.1142769381403923
+    value = value * u - 0.19832183420658112
+    value = value * u + 0.2762056291103363
+    value = value * u - 0.3585522174835205
+    value = value * u + 0.4807109534740448
+    value = value * u - 0.721341073513031
+    return u * (value * u + 1.4426950216293335)
+
+
+@triton.jit
 def log_mixture(log_p, log_q, MIXTURE: tl.constexpr):
     """log2 m from bounded logarithms; MIXTURE = (kind, log2 of the share of p, log2 of the share of q)."""
     from_p, from_q = log_p + MIXTURE[1], log_q + MIXTURE[2]
-    return tl.maximum(from_p, from_q) + tl.log2(1.0 + tl.exp2(-tl.abs(from_p - from_q)))
+    return tl.maximum(from_p, from_q) + log2_1p(tl.exp2(-tl.abs(from_p - from_q)))
 
 
 @triton.jit

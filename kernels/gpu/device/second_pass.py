@@ -8,23 +8,39 @@ from .tiles import IGNORED, LOG2E, UNSPECIALIZED, load_tile, part_blocks, row_ba
 
 
 @triton.jit
-def _mixture_sums(log_p, log_q, MIXTURE: tl.constexpr):
-    """Summed over axis 1 of a tile."""
+def _advance(sums, log_p, log_q, MIXTURE: tl.constexpr):
+    """Adds a tile to a mixture's three sums."""
+    first, second, third = sums
     p, q = tl.exp2(log_p), tl.exp2(log_q)
-    third = tl.zeros_like(p)
     if MIXTURE[0] == "tvd":
         sign = sign_of(p - q)
-        first, second, third = tl.abs(p - q), p * sign, -q * sign
+        first += tl.sum(tl.abs(p - q), axis=1)
+        second += tl.sum(p * sign, axis=1)
+        third -= tl.sum(q * sign, axis=1)
     else:
         log_p, log_q = bounded(log_p), bounded(log_q)
         log_m = log_mixture(log_p, log_q, MIXTURE)
         if MIXTURE[0] == "jsd":
-            first, second = p * natural(log_p - log_m), q * natural(log_q - log_m)
+            first += tl.sum(p * (log_p - log_m), axis=1)
+            second += tl.sum(q * (log_q - log_m), axis=1)
         elif MIXTURE[0] == "skew_forward_kl":
-            first, second = p * natural(log_p - log_m), q * tl.exp2(log_p - log_m)
+            first += tl.sum(p * (log_p - log_m), axis=1)
+            second += tl.sum(q * tl.exp2(log_p - log_m), axis=1)
         else:
-            first, second = q * natural(log_q - log_m), p * tl.exp2(log_q - log_m)
-    return tl.sum(first, axis=1), tl.sum(second, axis=1), tl.sum(third, axis=1)
+            first += tl.sum(q * (log_q - log_m), axis=1)
+            second += tl.sum(p * tl.exp2(log_q - log_m), axis=1)
+    return first, second, third
+
+
+@triton.jit
+def _total(sums, MIXTURE: tl.constexpr):
+    """A mixture's three sums over the row; those with a logarithm were in base 2."""
+    first, second = tl.sum(sums[0], axis=0), tl.sum(sums[1], axis=0)
+    if MIXTURE[0] == "jsd":
+        second = natural(second)
+    if MIXTURE[0] != "tvd":
+        first = natural(first)
+    return first, second, tl.sum(sums[2], axis=0)
 
 
 @triton.jit
@@ -41,8 +57,7 @@ def _add_blocks(
         log_p = log_probability(load_tile(t_row, position, lead, num_columns, MASKED), t_top, t_log, scale)
         added = ()
         for index in tl.static_range(len(MIXTURES)):
-            first, second, third = _mixture_sums(log_p, log_q, MIXTURES[index])
-            added += (sums[3 * index] + first, sums[3 * index + 1] + second, sums[3 * index + 2] + third)
+            added += (_advance(sums[index], log_p, log_q, MIXTURES[index]),)
         sums = added
     return sums
 
@@ -72,9 +87,10 @@ def mixtures_kernel(
     s_top, s_log, _ = row_scalars(scalars + row, scalars_stride, 0)
     t_top, t_log, _ = row_scalars(scalars + row, scalars_stride, TEACHER_ROW)
     first, last, first_whole, last_whole = part_blocks(part, blocks_per_part, lead, num_columns, BLOCK)
+    zero = tl.zeros([BLOCK // VECTOR], tl.float32)
     sums = ()
-    for _ in tl.static_range(3 * len(MIXTURES)):
-        sums += (tl.zeros([BLOCK // VECTOR], tl.float32),)
+    for _ in tl.static_range(len(MIXTURES)):
+        sums += ((zero, zero, zero),)
     sums = _add_blocks(
         sums, s_row, t_row, first, tl.minimum(first_whole, last), lead, num_columns,
         s_top, s_log, t_top, t_log, scale, True, MIXTURES, BLOCK, VECTOR,
@@ -89,5 +105,8 @@ def mixtures_kernel(
     )  # fmt: skip
     step = num_tokens.to(tl.int64)
     out += part * 3 * len(MIXTURES) * step + row
-    for index in tl.static_range(3 * len(MIXTURES)):
-        tl.store(out + index * step, tl.sum(sums[index], axis=0))
+    for index in tl.static_range(len(MIXTURES)):
+        first, second, third = _total(sums[index], MIXTURES[index])
+        tl.store(out + 3 * index * step, first)
+        tl.store(out + (3 * index + 1) * step, second)
+        tl.store(out + (3 * index + 2) * step, third)
