@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("megaokd.tools.tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megaokd.tools.preprocess", "text or instruction data -> token data"),
     "data": ("megaokd.tools.data", "inspect a token dataset, or measure how fast one is made"),
+    "export": ("megaokd.tools.export", "the student or the moved teacher of any checkpoint, for transformers and peft"),
     "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
     "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss beside its alternatives"),
     "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),

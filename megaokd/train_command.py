@@ -4,10 +4,16 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from megaokd.config import Config
 from megaokd.config_file import load_config
 from megaokd.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from megaokd.mesh import ParallelMesh
+    from megaokd.signals import StopRequest
 
 EXIT_USER_ERROR, EXIT_FAILURE = 2, 1
 
@@ -21,13 +27,22 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(arguments.config, arguments.overrides)
 
     # torch and deepspeed take seconds to import: a mistake in the configuration is told before that.
+    from megaokd.models.hub import fetch_models
+    from megaokd.trainer import Trainer
+
+    return run_distributed(config, lambda mesh, stop: int(Trainer(fetch_models(config), mesh).fit(stop)))
+
+
+def run_distributed(config: Config, work: Callable[["ParallelMesh", "StopRequest"], int]) -> int:
+    """Join the launcher's processes, do `work`, leave together; its status, or that of what it raised.
+
+    After an error this process ends at once: other ranks may wait in a collective that it will never join.
+    """
     import torch.distributed as dist
 
     from megaokd.mesh import build_mesh, start_distributed
-    from megaokd.models.hub import fetch_models
     from megaokd.rank_watch import RankWatch
     from megaokd.signals import StopRequest
-    from megaokd.trainer import Trainer
 
     status, words = EXIT_FAILURE, ""
     watch: RankWatch | None = None
@@ -36,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
             device = start_distributed(config.train.timeout_s)
             watch = RankWatch.start(config.train.lost_rank_s, _say_failed)
             mesh = build_mesh(config.parallel, device, config.train.timeout_s)
-            outcome = Trainer(fetch_models(config), mesh).fit(stop)
+            outcome = work(mesh, stop)
         if watch is not None:
             watch.finishing()
         dist.barrier()
         if watch is not None:
             watch.close()
         dist.destroy_process_group()
-        status = int(outcome)
+        status = outcome
     except UserError as error:
         status, words = EXIT_USER_ERROR, str(error)
         print(f"{_prefix()}error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from: the newest that is what was written."""
+"""Which checkpoint a run continues from, the newest that is what was written; or one that a user names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megaokd.checkpoint.contents import Contents, DamagedError, check_files, read_contents
-from megaokd.checkpoint.state import DAMAGED, list_checkpoints
+from megaokd.checkpoint.state import DAMAGED, list_checkpoints, step_of
 from megaokd.errors import UserError
 
 
@@ -54,6 +54,34 @@ def choose_checkpoint(folder: Path) -> Choice | None:
             f"{reason}. Restore one from a copy, or start in another checkpoint.folder"
         )
     return None
+
+
+def find_checkpoint(folder: Path, which: str) -> Choice:
+    """The checkpoint called `which`: "last", "best" or a step. Collective. Nothing is set aside.
+
+    Raises:
+        UserError: there is none of that name, or it is damaged.
+    """
+    known = {step_of(path): path for path in _from_main(lambda: list_checkpoints(folder))}
+    if not known:
+        raise UserError(f"{folder / 'checkpoints'} holds no checkpoint")
+    newest = known[max(known)]
+    if which == "best":
+        best = _whole(newest).contents.state.best
+        if not best:
+            raise UserError(f"{newest}: the run has not been validated, so no checkpoint is the best; give a step")
+        which = str(best["step"])
+    path = newest if which == "last" else known.get(int(which))
+    if path is None:
+        raise UserError(f"{folder / 'checkpoints'} holds no step {which}; there are {sorted(known)}")
+    return _whole(path)
+
+
+def _whole(path: Path) -> Choice:
+    contents, damage = _inspect(path)
+    if contents is None:
+        raise UserError(f"{path} is damaged: {damage}")
+    return Choice(path, contents, [])
 
 
 def _inspect(path: Path) -> tuple[Contents | None, str]:

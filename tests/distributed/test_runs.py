@@ -71,6 +71,28 @@ def test_the_teacher_that_a_run_leaves(tiny_world: TinyWorld, uninterrupted: Pat
     assert (adapted - before).abs().max() > 1e-3, "the modules were trained"
 
 
+def test_a_checkpoint_is_exported_in_another_layout(uninterrupted: Path, tmp_path: Path) -> None:
+    """As the run itself exported its last step, byte by byte; an output folder that holds something is left alone."""
+    config, command = uninterrupted.parent / "run.yaml", ("-m", "megaokd.cli", "export")
+    student, adapter = tmp_path / "student", tmp_path / "adapter"
+    must(torchrun(2, *command, config, "--output", student, "parallel.tensor=2"))
+    must(torchrun(2, *command, config, "--what=adapter", "--checkpoint=12", "--output", adapter, "parallel.pipeline=2"))
+    for written, expected in ((student, uninterrupted / "student"), (adapter, uninterrupted / "teacher_adapter")):
+        files = sorted(path.name for path in expected.iterdir())
+        assert sorted(path.name for path in written.iterdir()) == files
+        for name in files:
+            assert (written / name).read_bytes() == (expected / name).read_bytes(), name
+    for arguments, message in (
+        (("--output", student), "is not an empty folder"),
+        (("--output", tmp_path / "new", "--checkpoint=7"), "holds no step 7; there are ["),
+        (("--output", tmp_path / "new", "teacher.online.rank=2"), "teacher.online.rank was 4"),
+    ):
+        result = megaokd("export", config, *arguments)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert message in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}

@@ -22,7 +22,7 @@ ORDER = [
     ["callbacks", "export", "signals"],
     ["export_teacher"],
     ["checkpoint"],
-    ["validation"],
+    ["validation", "export_checkpoint"],
     ["trainer"],
     ["train_command"],
     ["cli"],
