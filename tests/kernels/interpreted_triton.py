@@ -89,7 +89,8 @@ def test_low_precision(mix: str, temperature: float, dtype: torch.dtype) -> None
     out, *grads = run(example, mix, temperature, student, teacher)
     assert_near(out.student_loss, expected.student_loss, 3e-6)
     assert_near(out.teacher_loss, expected.teacher_loss, 3e-6)
-    ulp = torch.finfo(dtype).eps
+    # The interpreter cuts fp32 to bf16 instead of rounding it as devices do: a whole unit in the last place.
+    ulp = torch.finfo(dtype).eps * (1.0 if dtype == torch.bfloat16 else 0.5)
     for ours, exact in zip(grads, (expected.student_grad, expected.teacher_grad), strict=True):
         assert ours.dtype == dtype
         rounding = (exact.to(dtype).double() - exact).abs()
