@@ -51,7 +51,8 @@ class DistillationStage(nn.Module):
             student = self.student(tokens_or_student, positions)
             if self.teacher is None:
                 return (student,)
-            adapted, original = others[0] if others else tokens_or_student, others[1] if len(others) > 1 else None
+            adapted = others[0] if others else tokens_or_student  # tokens, for both, on the first stage
+            original = others[1] if len(others) > 1 else None
             if self.anchored_from is None or not holds_modules(self.teacher.part, self.anchored_from):
                 return student, self.teacher(adapted, positions)
             return student, *adapted_and_original(self.teacher, adapted, original, self.anchored_from, positions)
