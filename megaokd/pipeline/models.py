@@ -16,6 +16,7 @@ from megaokd.models.from_teacher import chosen_layers, load_from_teacher, studen
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.huggingface_weights import load_decoder
 from megaokd.models.initialize import freeze, initialize_decoder
+from megaokd.models.rotary import LongRopeScaling
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.split import split_model
@@ -57,7 +58,7 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     """
     teacher_arch = read_architecture(config.teacher.path) if config.teacher.path is not None else None
     student_arch = _student_architecture(config.student, teacher_arch, vocab_size)
-    _check(config, student_arch, teacher_arch, vocab_size)
+    check_models(config, student_arch, teacher_arch, vocab_size)
     tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
     padded = max(arch.vocab_size for arch in (student_arch, teacher_arch) if arch is not None)
     vocab = VocabRange.split(vocab_size, padded, tp)
@@ -87,7 +88,10 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     return DistillationModels(stages, student_arch, teacher_arch, vocab, tp, tuple(slots))
 
 
-def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchitecture | None, vocab_size: int) -> None:
+def check_models(
+    config: Config, student: DecoderArchitecture, teacher: DecoderArchitecture | None, vocab_size: int
+) -> None:
+    """Refuse models that do not fit the layout, the data or the precision, before anything is built."""
     stages = config.parallel.pipeline * config.parallel.virtual_stages
     for name, arch in (("student", student), ("teacher", teacher)):
         if arch is None:
@@ -108,6 +112,14 @@ def _check(config: Config, student: DecoderArchitecture, teacher: DecoderArchite
             raise UserError(
                 f"data.sequence_length={config.data.sequence_length}, rounded up to a multiple of data.bucket="
                 f"{config.data.bucket}, is longer than the {arch.max_positions} learned positions of the {name}"
+            )
+        scaling = arch.rotary.scaling if arch.rotary is not None else None
+        if config.data.packing and isinstance(scaling, LongRopeScaling) and width > scaling.original_positions:
+            # The width of a batch decides between its two sets of factors; a packed row's says nothing of its texts.
+            raise UserError(
+                f"data.packing with rows of {width} positions does not fit the {name}: its LongRoPE changes beyond "
+                f"{scaling.original_positions} positions, and the texts of a row are shorter than the row; lower "
+                "data.sequence_length or do not pack"
             )
     if student.dropout > 0:
         raise UserError(
