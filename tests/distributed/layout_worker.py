@@ -17,6 +17,7 @@ from megaokd.config_file import parse_config
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.huggingface_weights import gather_whole
 from megaokd.run import Run, build_run
+from tests.distributed.live_tensors import live_storages, memory
 
 
 def main() -> None:
@@ -24,12 +25,13 @@ def main() -> None:
     device = start_distributed(timeout_s=120)
     for name, values in cases.items():
         config = parse_config(values)
+        before = live_storages()
         run = build_run(config, build_mesh(config.parallel, device))
         frozen = frozen_weights_hash(run.models.teachers)
         history = train(run)
         weights = gather(run)
         everywhere: list[Any] = [None] * run.mesh.world_size
-        dist.all_gather_object(everywhere, facts(run, frozen))
+        dist.all_gather_object(everywhere, {**facts(run, frozen), **memory(run, before)})
         if dist.get_rank() == 0:
             (folder / f"{name}.json").write_text(json.dumps(history))
             (folder / f"{name}.facts.json").write_text(json.dumps(everywhere))

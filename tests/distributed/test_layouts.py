@@ -366,3 +366,18 @@ def test_the_frozen_teacher_stays_frozen_and_costs_no_state(layout: str, results
             <= rank["moments"]
             <= rank["trainable"] / rank["data_parallel"] + 64
         )
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "bf16", "bf16_tp2_pp2"])
+def test_nothing_of_the_teacher_is_kept_but_weights_and_modules(layout: str, results: Path) -> None:
+    """Counted on every rank: frozen weights once, in their own dtype; for training 16 bytes a trainable parameter, of
+    which 12 are shared by the data-parallel ranks; nothing kept for backward below the modules, something above.
+    """
+    itemsize, dtype = (2, "torch.bfloat16") if layout.startswith("bf16") else (4, "torch.float32")
+    for rank in json.loads((results / f"{layout}.facts.json").read_text()):
+        assert rank["frozen_dtypes"] == [dtype]
+        assert rank["frozen_bytes"] == itemsize * rank["frozen_elements"]
+        assert rank["copies_of_frozen"] == 0
+        assert rank["training_bytes"] <= 4 * rank["trainable"] + 12 * rank["moments"] + 1024
+        for moves, kept in rank["kept_by_teacher"]:
+            assert (kept > 0) == moves
