@@ -2,15 +2,13 @@
 
 Usage: fault_worker.py FAULT RANKS STEP CONFIG.yaml [section.key=value ...], RANKS like 0 or 0,1.
 
-half-a-file, before-rename, after-rename   SIGKILL of these ranks at that moment of the save of STEP
-slow-disk                                  every save of these ranks takes STEP seconds longer
-none                                       no fault
+half-a-file, before-rename   SIGKILL of these ranks at that moment of the save of STEP
+none                         no fault
 """
 
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +33,14 @@ def install(fault: str, step: int) -> None:
             die()
         return done
 
-    def slow_disk(self: Any, *arguments: Any) -> Any:
-        time.sleep(step)
-        return write_data(self, *arguments)
-
     def rename(self: Path, target: Path) -> Path:
-        ours = target.name == name
-        if ours and fault == "before-rename":
+        if target.name == name:
             die()
-        result = replace(self, target)
-        if ours:
-            die()
-        return result
+        return replace(self, target)
 
     if fault == "half-a-file":
         HuggingFaceStorageWriter.write_data = half_a_file  # type: ignore[method-assign]
-    elif fault == "slow-disk":
-        HuggingFaceStorageWriter.write_data = slow_disk  # type: ignore[method-assign]
-    elif fault in ("before-rename", "after-rename"):
+    elif fault == "before-rename":
         Path.replace = rename  # type: ignore[method-assign]
     else:
         assert fault == "none"
