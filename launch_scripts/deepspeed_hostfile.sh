@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Train on the machines of a hostfile with DeepSpeed's launcher, which starts the processes over ssh.
+# Train on the machines of a hostfile with DeepSpeed's launcher, which starts the processes with pdsh over ssh.
 #
 #   launch_scripts/deepspeed_hostfile.sh HOSTFILE CONFIG.yaml [section.key=value ...]
 #
-# HOSTFILE has one machine a line, `node1 slots=8`. It needs on every machine: passwordless ssh from this one, `pdsh` here,
-# and MegaOKD, the data, the models and checkpoint.folder under the same paths.
-#
-# This script has not been run on more than one machine yet.
+# HOSTFILE has one machine a line, `node1 slots=8`: 8 processes there. Run it on the first of them, with the environment
+# of MegaOKD active. Every machine needs this directory, the environment, the data, the models and checkpoint.folder
+# under the same paths, and passwordless ssh from here; `pdsh` is needed here. docs/cluster.md says more.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -16,6 +15,15 @@ fi
 hostfile=$1
 shift
 
-# --module starts `python -m megaokd.cli`; without --no_local_rank the launcher would put `--local_rank=N` in front of
-# `train`, and the command would be refused.
-exec deepspeed --hostfile "$hostfile" --no_local_rank --module megaokd.cli train "$@"
+# Without these, ssh would wait for a machine that the network lost for as long as TCP does, a quarter of an hour or
+# more: it ends after 60 seconds of silence instead, and asks nobody for a password.
+export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=4 ${PDSH_SSH_ARGS_APPEND:-}"
+
+# The launcher passes on few variables; without this, processes that share a CPU would each start a thread for every core.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+mapfile -t settings < <(env | grep -E '^(OMP|GLOO|NCCL|TORCH|HF)_')
+
+# `env` sets them on every machine. Without --no_local_rank the launcher would add `--local_rank=N`, and the command would
+# be refused. MASTER_PORT keeps two runs on one machine apart.
+exec deepspeed --hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}" --no_local_rank --no_python \
+    env "${settings[@]}" "$(command -v python)" -m megaokd.cli train "$@"
