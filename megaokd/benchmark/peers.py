@@ -72,10 +72,17 @@ def load_peers() -> tuple[list[tuple[Peer, Loss]], dict[str, str]]:
         try:
             present.append((peer, peer.load()))
         except Exception as error:  # an import may fail in any way
-            absent[peer.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            absent[peer.name] = _reason(error)
     if not torch.cuda.is_available():
         absent["Liger fused linear JSD"] = "no GPU"
     return present, absent
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom: torchtune, for one, says that a package is missing whose import merely failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def versions() -> str:

@@ -73,9 +73,9 @@ def test_peak_counts_what_was_given_back() -> None:
 
 def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> peers.Loss:
-        raise ImportError("nothing here\nnor here")
+        raise ImportError("please install it") from ModuleNotFoundError("nothing here\nnor here")
 
     monkeypatch.setattr(peers, "PEERS", (peers.Peer("somebody", "nothing", "student", fail),))
     present, absent = peers.load_peers()
     assert not present
-    assert absent["somebody"] == "ImportError: nothing here"
+    assert absent["somebody"] == "ModuleNotFoundError: nothing here"
