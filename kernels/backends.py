@@ -12,7 +12,7 @@ from .layout import Logits
 from .spec import LossSpec
 
 BACKENDS = ("auto", "triton", "compiled", "eager")
-COMPILE_FROM = 1 << 22  # logits of a call, one model's
+COMPILE_FROM = 1 << 20  # logits of a call, one model's
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ def test_large_calls_are_compiled(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     monkeypatch.setattr(compiled, "is_available", lambda device: True)
     assert backends.select_backend("auto", CPU, 1024, 32000) is compiled
     assert backends.select_backend("auto", CPU, 1024, 32000) is compiled
-    assert backends.select_backend("auto", CPU, 100, 32000) is eager
+    assert backends.select_backend("auto", CPU, 30, 32000) is eager
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "compiled" in caplog.text
 
