@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
+from megaokd.option_types import positive
 
 if TYPE_CHECKING:
     from megaokd.benchmark.report import Report, Table
@@ -83,18 +84,11 @@ def _tables(report: "Report", options: argparse.Namespace) -> Iterator["Table"]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megaokd benchmark", description=__doc__)
     parser.add_argument("what", choices=["loss"])
-    parser.add_argument("--tokens", type=_positive, default=1024, help="default: 1024")
-    parser.add_argument("--vocab", type=_positive, default=32000, help="a multiple of 4 (default: 32000)")
-    parser.add_argument("--repetitions", type=_positive, default=9, help="default: 9")
+    parser.add_argument("--tokens", type=positive, default=1024, help="default: 1024")
+    parser.add_argument("--vocab", type=positive, default=32000, help="a multiple of 4 (default: 32000)")
+    parser.add_argument("--repetitions", type=positive, default=9, help="default: 9")
     parser.add_argument("--output", required=True, help="folder for loss.md and loss.json")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from megaokd.cli import run
+from megaokd.option_types import count, positive, positive_number, share
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,48 +58,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="tokenized data set, as `megaokd preprocess` writes it")
     parser.add_argument("--teacher", help="Hugging Face folder of the teacher, for the divergences to it")
     parser.add_argument("--adapted-teacher", help="the moved teacher: a model folder, or the adapter that a run leaves")
-    parser.add_argument("--generate", type=_count, default=0, metavar="N", help="prompts to continue (default: none)")
+    parser.add_argument("--generate", type=count, default=0, metavar="N", help="prompts to continue (default: none)")
     parser.add_argument("--prompts", metavar="FILE.jsonl", help="prompts with references, instead of the data set's")
-    parser.add_argument("--seeds", type=_count, default=0, metavar="N", help="sample with N seeds (default: greedy)")
-    parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="of sampling (default: 1)")
-    parser.add_argument("--top-p", type=_share, default=1.0, metavar="P", help="of sampling (default: 1)")
-    parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--seeds", type=count, default=0, metavar="N", help="sample with N seeds (default: greedy)")
     parser.add_argument(
-        "--max-length", type=_positive, metavar="N", help="cut examples to N ids (default: the positions)"
+        "--temperature", type=positive_number, default=1.0, metavar="T", help="of sampling (default: 1)"
+    )
+    parser.add_argument("--top-p", type=share, default=1.0, metavar="P", help="of sampling (default: 1)")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", help="cut examples to N ids (default: the positions)"
     )
     parser.add_argument(
-        "--max-batch-tokens", type=_positive, default=4096, metavar="N", help="padded tokens a forward (default: 4096)"
+        "--max-batch-tokens", type=positive, default=4096, metavar="N", help="padded tokens a forward (default: 4096)"
     )
     parser.add_argument("--output", required=True, help="folder for the report")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 if __name__ == "__main__":

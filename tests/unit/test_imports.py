@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
-    ["version", "errors", "terms", "methods"],
+    ["version", "errors", "option_types", "terms", "methods"],
     ["config", "precision"],
     ["config_file"],
     ["mesh", "rank_watch"],
