@@ -50,6 +50,16 @@ class OnlineModules:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class TrunkCache:
+    """What the teacher's frozen lower layers give for each example, kept on disk (docs/design.md)."""
+
+    path: str
+    """A folder that every process sees; runs may share it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32: exactly what the layers gave; bfloat16: rounded, half the size."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Teacher:
     """The frozen teacher. Without `path` there is none: plain supervised training of the student."""
 
@@ -59,6 +69,8 @@ class Teacher:
     """How the frozen weights are stored in memory."""
     online: OnlineModules | None = Field(default_factory=OnlineModules)
     """Online modules; null freezes the teacher altogether (plain distillation)."""
+    cache: TrunkCache | None = None
+    """Keep the output of the layers below the first online module; null: compute it in every step."""
     check_frozen_every: NonNegative = 0
     """Compare a hash of the frozen weights with the one at the start every N steps; 0: never."""
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
-from megaokd.engine.step import on_device
+from megaokd.engine.step import runner_inputs
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
@@ -96,7 +96,7 @@ def write_export_check(run: Run, path: Path) -> None:
     )
     batch = run.train_batches.batch(0)
     with _rounded(run.models.students, DTYPES[run.config.checkpoint.export_dtype]):
-        runner.forward(*on_device(batch, run.mesh.device))
+        runner.forward(*runner_inputs(batch, run.mesh.device))
     if recorder.logits is not None and run.mesh.tensor.rank == 0 and run.mesh.data.rank == 0:
         save_file({"tokens": batch.tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
     dist.barrier()

@@ -1,5 +1,6 @@
 """A checkpoint of a run in Hugging Face's forms: the student, the online modules as a PEFT adapter, or both merged."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,7 +44,8 @@ def export_checkpoint(config: Config, mesh: ParallelMesh, *, which: str, what: W
         UserError: there is no such checkpoint, or it belongs to another configuration.
     """
     choice = find_checkpoint(Path(config.checkpoint.folder), which)
-    run = build_run(config, mesh)
+    # All of the teacher is loaded, whether or not the run kept its lower layers' output.
+    run = build_run(replace(config, teacher=replace(config.teacher, cache=None)), mesh)
     differences = choice.contents.state.differences(new_state(config, run))
     if differences:
         raise UserError(

@@ -64,6 +64,11 @@ def check_teacher_export(config: Config) -> None:
             f"checkpoint.export_merged_teacher needs teacher.online.kind=lora, not {config.teacher.online.kind}: a "
             "bottleneck is not linear, so no weights of the teacher can take it up"
         )
+    if config.teacher.cache is not None:
+        raise UserError(
+            "checkpoint.export_merged_teacher needs all of the teacher's weights, and with teacher.cache the lower "
+            "ones are not loaded; leave it out and use `megaokd export --what merged-teacher` after the run"
+        )
 
 
 def export_adapter(teachers: list[Decoder], source: str, folder: Path, mesh: ParallelMesh) -> None:

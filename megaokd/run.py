@@ -1,5 +1,6 @@
 """Putting a run together: data, models, pipeline, engine, from one configuration."""
 
+import sys
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,9 +18,12 @@ from megaokd.kernels import Term
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_architecture
-from megaokd.pipeline.models import DistillationModels, build_models
+from megaokd.pipeline.models import Blueprint, DistillationModels, build_models
 from megaokd.pipeline.schedule import Runner, build_runner, check_micro_batches
 from megaokd.pipeline.stage import DriftStage, Slot
+from megaokd.trunk_cache.fill import Source
+from megaokd.trunk_cache.prepare import prepare_trunks
+from megaokd.trunk_cache.reader import TrunkReader
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Run:
     engine: TrainingEngine
     step: TrainingStep
     drift: "Drift | None"
+    validation_trunk: TrunkReader | None
+    """What a trunk cache knows of the validation data; `step` holds that of the training data."""
 
 
 @dataclass
@@ -54,6 +60,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
+    trunk, validation_trunk = _trunks(config, train, validation, mesh)
     models = build_models(config, dataset.vocab_size, mesh)
     has_teacher = models.teacher_architecture is not None
     online = has_teacher and config.teacher.online is not None
@@ -72,10 +79,10 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
         deepspeed_options=config.deepspeed,
     )
     groups: tuple[GroupName, ...] = ("student", "online") if online else ("student",)
-    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups)
+    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups, trunk)
     # With an anchor the loss itself measures the drift.
     drift = _drift(config, models, mesh) if online and not terms.anchor else None
-    return Run(config, mesh, dataset, train, validation, models, engine, step, drift)
+    return Run(config, mesh, dataset, train, validation, models, engine, step, drift, validation_trunk)
 
 
 def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[TrainBatches, ValidationBatches | None]:
@@ -108,6 +115,25 @@ def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[T
             f"{data.validation} and {dataset.folder} were made with different tokenizers; preprocess one again"
         )
     return batches, ValidationBatches(held_out, shape, limit=train.validation_batches)
+
+
+def _trunks(
+    config: Config, train: TrainBatches, validation: ValidationBatches | None, mesh: ParallelMesh
+) -> tuple[TrunkReader | None, TrunkReader | None]:
+    """Readers of the trunk cache for training and validation, after whatever is missing was written."""
+    if config.teacher.cache is None:
+        return None, None
+
+    def say(text: str) -> None:
+        if mesh.is_main:
+            print(f"megaokd: {text}", file=sys.stderr, flush=True)
+
+    sources = [Source(train.dataset, train.visited(config.train.steps), packed=config.data.packing)]
+    if validation is not None and config.train.validate_every:
+        sources.append(Source(validation.dataset, validation.visited()))
+    plan = Blueprint.draw(config, train.dataset.vocab_size, mesh)
+    readers = prepare_trunks(plan, sources, train.shape, say)
+    return readers[0], readers[1] if len(readers) > 1 else None
 
 
 def _check_tokenizers(config: Config, dataset: ExampleSet) -> None:
@@ -147,8 +173,9 @@ def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Dr
     assert models.teacher_architecture is not None
     size = models.teacher_architecture.hidden_size
     never = config.parallel.pipeline * config.parallel.virtual_stages
-    slots = (Slot(size, grad_from_stage=never), Slot(size, grad_from_stage=never))
-    stages = [DriftStage(teacher, config.train.precision) for teacher in models.teachers]
+    begin = models.slots[1].sent_from_stage
+    slots = (Slot(size, grad_from_stage=never, sent_from_stage=begin),) * 2
+    stages = [DriftStage(stage.teacher, config.train.precision, stage.takes_trunk) for stage in models.stages]
     terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
     loss = _loss(config, models, terms, [models.teachers, models.teachers])
     runner = build_runner(stages, slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)

@@ -17,10 +17,10 @@ def validate(run: Run, step: int) -> ValidationRecord:
     assert run.validation_batches is not None
     started = time.perf_counter()
     batches = run.validation_batches
-    metrics = evaluate_batches(batches, run.step.runner, run.step.loss, run.mesh)
+    metrics = evaluate_batches(batches, run.step.runner, run.step.loss, run.mesh, run.validation_trunk)
     named = {f"validation/{name}": value for name, value in metrics.items()}
     if run.drift is not None:
-        drift = evaluate_batches(batches, run.drift.runner, run.drift.loss, run.mesh)
+        drift = evaluate_batches(batches, run.drift.runner, run.drift.loss, run.mesh, run.validation_trunk)
         values = (drift["forward_kl"], drift["student_ce"])
         named |= {f"validation/{name}": value for name, value in zip(DRIFT_METRICS, values, strict=True)}
     return ValidationRecord(step, named, time.perf_counter() - started)

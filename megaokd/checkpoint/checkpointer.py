@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megaokd.agreement import together
 from megaokd.callbacks.base import CheckpointRecord
-from megaokd.checkpoint.agreement import together
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import read_contents, write_contents
 from megaokd.checkpoint.host_copy import HostCopy

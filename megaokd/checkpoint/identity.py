@@ -7,9 +7,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megaokd.checkpoint.frozen import teacher_hash
 from megaokd.checkpoint.state import RunState
 from megaokd.config import Config
+from megaokd.models.folder_hash import teacher_hash
 from megaokd.run import Run
 
 

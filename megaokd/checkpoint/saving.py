@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from megaokd.checkpoint.agreement import together
+from megaokd.agreement import together
 from megaokd.checkpoint.contents import Contents, FileEntry, sync_folder, write_contents
 from megaokd.checkpoint.state import PARTIAL, RunState, checkpoint_path, prune
 from megaokd.checkpoint.tensors import own_files, write_tensors

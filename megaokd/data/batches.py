@@ -33,6 +33,8 @@ class Batch:
         input_tokens: tokens of the global batch without padding, likewise.
         positions: int64, shape of `tokens`: each token's position in its own example, where examples share rows; every
             0 begins another, and so does the padding. None: one example a row.
+        examples: the number of the example in each of this rank's rows, of those in a row one after another where they
+            share it; fewer than rows where the last are empty.
     """
 
     tokens: torch.Tensor
@@ -40,6 +42,7 @@ class Batch:
     loss_tokens: int
     input_tokens: int
     positions: torch.Tensor | None = None
+    examples: Sequence[Ids] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,8 @@ class BatchShape:
         count = self.global_batch // self.dp_size
         tokens = np.zeros((count, width), dtype=np.int64)
         labels = np.full((count, width), IGNORE, dtype=np.int64)
-        for row, together in enumerate(rows[self.dp_rank * count : (self.dp_rank + 1) * count]):
+        own = rows[self.dp_rank * count : (self.dp_rank + 1) * count]
+        for row, together in enumerate(own):
             start = 0
             for example in together:
                 ids = dataset[example][: self.sequence_length + 1]
@@ -166,6 +170,7 @@ class BatchShape:
             int(self.loss_tokens(dataset, examples).sum()),
             int(self.positions(dataset, examples).sum()),
             None if positions is None else torch.from_numpy(positions).view(shape),
+            list(own),
         )
 
 
@@ -188,10 +193,10 @@ class TrainBatches:
     def __init__(
         self, dataset: ExampleSet, shape: BatchShape, *, seed: int, options: BatchOptions | None = None
     ) -> None:
-        self._dataset = dataset
-        self._shape = shape
+        self.dataset = dataset
+        self.shape = shape
         self._options = options or BatchOptions()
-        self._learnable = self._shape.learnable(dataset)
+        self._learnable = self.shape.learnable(dataset)
         self._order: Order = training_order(dataset, self._learnable, seed)
         self._packed: PackedOrder | None = None
         if self._options.packing or self._options.length_window:
@@ -209,13 +214,13 @@ class TrainBatches:
     @property
     def left_out(self) -> int:
         """Examples whose prompt fills the whole sequence, so that nothing of their response is left."""
-        return len(self._dataset) - len(self._learnable)
+        return len(self.dataset) - len(self._learnable)
 
     @property
     def fingerprint(self) -> str:
         """Of the dataset and of how its examples are put together; for a plain order the dataset's own."""
         changed = [name for name, value in vars(self._options).items() if value]
-        return " ".join([self._dataset.fingerprint, *(f"{name}={vars(self._options)[name]}" for name in changed)])
+        return " ".join([self.dataset.fingerprint, *(f"{name}={vars(self._options)[name]}" for name in changed)])
 
     @property
     def notes(self) -> list[str]:
@@ -224,28 +229,45 @@ class TrainBatches:
         if self.left_out:
             notes.append(f"{self.left_out} examples are left out: their prompt fills data.sequence_length")
         if self._packed is not None:
-            lengths = self._shape.positions(self._dataset, self._order.part(0, min(PACKING_BLOCK, self.epoch_size)))
-            share = padding_share(lengths, self._shape.sequence_length)
+            lengths = self.shape.positions(self.dataset, self._order.part(0, min(PACKING_BLOCK, self.epoch_size)))
+            share = padding_share(lengths, self.shape.sequence_length)
             notes.append(
                 f"packed rows: {share:.1%} of their positions are padding in the first {len(lengths)} examples"
             )
         return notes
 
+    def visited(self, steps: int) -> Ids:
+        """The examples that the first `steps` steps train on, each once, in the order in which they come first."""
+        seen = np.zeros(len(self.dataset), dtype=bool)
+        found: list[Ids] = []
+        left = self.epoch_size
+        for step in range(steps):
+            examples = self.examples(step)
+            _, first = np.unique(examples, return_index=True)
+            new = examples[np.sort(first)]
+            new = new[~seen[new]]
+            seen[new] = True
+            found.append(new)
+            left -= len(new)
+            if left == 0:
+                break
+        return np.concatenate(found)
+
     def examples(self, step: int) -> Ids:
         """The example numbers of a step's global batch, the same on every rank; [global_batch] unless packed."""
         if self._packed is not None:
             return np.concatenate(self._rows(step))
-        return self._order.part(step * self._shape.global_batch, self._shape.global_batch)
+        return self._order.part(step * self.shape.global_batch, self.shape.global_batch)
 
     def batch(self, step: int) -> Batch:
         """This rank's part of a step's global batch."""
         if self._packed is None:
-            return self._shape.batch(self._dataset, self.examples(step))
-        return self._shape.packed(self._dataset, self._rows(step))
+            return self.shape.batch(self.dataset, self.examples(step))
+        return self.shape.packed(self.dataset, self._rows(step))
 
     def _rows(self, step: int) -> list[Ids]:
         assert self._packed is not None
-        return self._packed.rows(step * self._shape.global_batch, self._shape.global_batch)
+        return self._packed.rows(step * self.shape.global_batch, self.shape.global_batch)
 
 
 class ValidationBatches:
@@ -263,15 +285,19 @@ class ValidationBatches:
     """
 
     def __init__(self, dataset: ExampleSet, shape: BatchShape, *, limit: int | None = None) -> None:
-        self._dataset = dataset
-        self._shape = shape
-        examples = self._shape.learnable(dataset)
+        self.dataset = dataset
+        self.shape = shape
+        examples = self.shape.learnable(dataset)
         self._examples = examples if limit is None else examples[: limit * shape.global_batch]
 
+    def visited(self) -> Ids:
+        """The examples of these batches, in order."""
+        return self._examples
+
     def __len__(self) -> int:
-        return -(-len(self._examples) // self._shape.global_batch)
+        return -(-len(self._examples) // self.shape.global_batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        size = self._shape.global_batch
+        size = self.shape.global_batch
         for start in range(0, len(self._examples), size):
-            yield self._shape.batch(self._dataset, self._examples[start : start + size])
+            yield self.shape.batch(self.dataset, self._examples[start : start + size])

@@ -14,6 +14,7 @@ from megaokd.engine.parameters import GroupName
 from megaokd.engine.report import StepReport, reduce_report
 from megaokd.mesh import ParallelMesh
 from megaokd.pipeline.schedule import Runner
+from megaokd.trunk_cache.reader import TrunkReader
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainingStep:
     total_steps: int
     groups: tuple[GroupName, ...]
     """The parameter groups that this run trains, on whatever rank."""
+    trunk: TrunkReader | None = None
+    """What a trunk cache knows of the training data."""
 
     def __call__(self, step: int, batch: Batch, *, stop_requested: bool = False) -> StepReport:
         """Forward and backward of both models, reduction, checks, clipping, update.
@@ -39,7 +42,7 @@ class TrainingStep:
         """
         scale = self.mesh.data.size / max(1, batch.loss_tokens)
         with self.engine.accumulate():
-            self.runner.forward_backward(*on_device(batch, self.mesh.device), scale=scale)
+            self.runner.forward_backward(*runner_inputs(batch, self.mesh.device, self.trunk), scale=scale)
         report = reduce_report(
             self.loss.names,
             self.loss.take_sums(),
@@ -61,18 +64,32 @@ class TrainingStep:
 
 
 def evaluate_batches(
-    batches: Iterable[Batch], runner: Runner, loss: HiddenStateLoss, mesh: ParallelMesh
+    batches: Iterable[Batch],
+    runner: Runner,
+    loss: HiddenStateLoss,
+    mesh: ParallelMesh,
+    trunk: TrunkReader | None = None,
 ) -> dict[str, float]:
     """Per-token means of every metric over batches, equal on all ranks. One all-reduce at the end."""
     for batch in batches:
-        runner.forward(*on_device(batch, mesh.device))
+        runner.forward(*runner_inputs(batch, mesh.device, trunk))
     report = reduce_report(
         loss.names, loss.take_sums(), {}, groups=(), gradients_finite=None, stop_requested=False, mesh=mesh
     )
     return report.metrics
 
 
-def on_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Tokens, labels and, of packed rows, positions; [M, b, S] each."""
-    positions = None if batch.positions is None else batch.positions.to(device, non_blocking=True)
-    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), positions
+def runner_inputs(
+    batch: Batch, device: torch.device, trunk: TrunkReader | None = None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Tokens and labels, [M, b, S] each, and what else the stages need: see `Runner`.
+
+    A trunk stays in host memory; a stage moves a micro-batch of it at a time.
+    """
+    extras = {}
+    if batch.positions is not None:
+        extras["positions"] = batch.positions.to(device, non_blocking=True)
+    known = trunk(batch) if trunk is not None else None
+    if known is not None:
+        extras["trunk"] = known
+    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), extras

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megaokd.config import Config, Student
-from megaokd.distill.online_modules import attach_online_modules, first_online_layer, holds_modules
+from megaokd.distill.online_modules import attach_online_modules
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
@@ -21,9 +21,56 @@ from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.stage import DistillationStage, Slot
+from megaokd.pipeline.trunk import above_trunk, check_cache, stage_above, trunk_layers
 from megaokd.terms import ANCHOR
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What the decoders of a run are built from, before any weight is read."""
+
+    config: Config
+    mesh: ParallelMesh
+    student: DecoderArchitecture
+    teacher: DecoderArchitecture | None
+    vocab: VocabRange
+    tp: TensorParallel
+
+    @classmethod
+    def draw(cls, config: Config, vocab_size: int, mesh: ParallelMesh) -> "Blueprint":
+        """Read both architectures; refuse what does not fit together (see `build_models`)."""
+        teacher = read_architecture(config.teacher.path) if config.teacher.path is not None else None
+        student = _student_architecture(config.student, teacher, vocab_size)
+        check_models(config, student, teacher, vocab_size)
+        tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
+        padded = max(arch.vocab_size for arch in (student, teacher) if arch is not None)
+        return cls(config, mesh, student, teacher, VocabRange.split(vocab_size, padded, tp), tp)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return self.config.parallel.pipeline * self.config.parallel.virtual_stages
+
+    @property
+    def own_stages(self) -> range:
+        """Those of this rank."""
+        return range(self.mesh.pipeline.rank, self.num_stages, self.mesh.pipeline.size)
+
+    def empty(self, arch: DecoderArchitecture, part: DecoderSlice, dtype: str) -> Decoder:
+        """A slice on this rank's device, its weights not yet set."""
+        with torch.device(self.mesh.device), _default_dtype(DTYPES[dtype]):
+            return Decoder(arch, part, self.vocab, self.tp, recompute=self.config.parallel.recompute)
+
+    def frozen_teacher(self, part: DecoderSlice) -> Decoder:
+        """A slice with the teacher's weights, frozen."""
+        assert self.teacher is not None
+        assert self.config.teacher.path is not None
+        decoder = self.empty(self.teacher, part, self.config.teacher.dtype)
+        load_decoder(decoder, self.config.teacher.path)
+        freeze(decoder.parameters())
+        return decoder.eval()
 
 
 @dataclass
@@ -56,36 +103,31 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     Raises:
         UserError: a layout that does not fit, an unsupported or damaged model folder, a vocabulary too small.
     """
-    teacher_arch = read_architecture(config.teacher.path) if config.teacher.path is not None else None
-    student_arch = _student_architecture(config.student, teacher_arch, vocab_size)
-    check_models(config, student_arch, teacher_arch, vocab_size)
-    tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
-    padded = max(arch.vocab_size for arch in (student_arch, teacher_arch) if arch is not None)
-    vocab = VocabRange.split(vocab_size, padded, tp)
-
-    def empty(arch: DecoderArchitecture, part: DecoderSlice, dtype: str) -> Decoder:
-        with torch.device(mesh.device), _default_dtype(DTYPES[dtype]):
-            return Decoder(arch, part, vocab, tp, recompute=config.parallel.recompute)
-
-    count = config.parallel.pipeline * config.parallel.virtual_stages
-    mine = range(mesh.pipeline.rank, count, mesh.pipeline.size)
-    student_slices = split_model(student_arch, count)
-    teacher_slices = split_model(teacher_arch, count) if teacher_arch is not None else []
-    first_online = None
-    if teacher_arch is not None and config.teacher.online is not None:
-        first_online = first_online_layer(config.teacher.online, teacher_arch.num_layers)
+    plan = Blueprint.draw(config, vocab_size, mesh)
+    student_slices = split_model(plan.student, plan.num_stages)
+    teacher_slices = split_model(plan.teacher, plan.num_stages) if plan.teacher is not None else []
+    trunk = trunk_layers(config, plan.teacher) if plan.teacher is not None else 0
+    cached = plan.teacher is not None and config.teacher.cache is not None
+    first_of_teacher = stage_above(teacher_slices, trunk) if cached else 0
+    anchored_from = trunk if _is_anchored(config) else None
     stages = []
-    for index in mine:
-        student = _student(config, empty(student_arch, student_slices[index], "float32"), teacher_arch)
+    for index in plan.own_stages:
+        student = _student(config, plan.empty(plan.student, student_slices[index], "float32"), plan.teacher)
         teacher = None
-        if teacher_arch is not None:
-            teacher = _teacher(config, empty(teacher_arch, teacher_slices[index], config.teacher.dtype))
-        anchored_from = first_online if config.objective.teacher.get(ANCHOR) else None
-        stages.append(DistillationStage(student, teacher, config.train.precision, anchored_from=anchored_from))
-    slots = [Slot(student_arch.hidden_size, grad_from_stage=0)]
-    if teacher_arch is not None:
-        slots += _teacher_slots(config, teacher_arch.hidden_size, teacher_slices, first_online)
-    return DistillationModels(stages, student_arch, teacher_arch, vocab, tp, tuple(slots))
+        if plan.teacher is not None and index >= first_of_teacher:
+            part = above_trunk(teacher_slices[index], trunk) if cached else teacher_slices[index]
+            teacher = _teacher(plan, part)
+        takes_trunk = cached and index == first_of_teacher
+        stages.append(
+            DistillationStage(
+                student, teacher, config.train.precision, takes_trunk=takes_trunk, anchored_from=anchored_from
+            )
+        )
+    slots = [Slot(plan.student.hidden_size, grad_from_stage=0)]
+    if plan.teacher is not None:
+        moving = stage_above(teacher_slices, trunk) if config.teacher.online is not None else plan.num_stages
+        slots += _teacher_slots(config, plan.teacher.hidden_size, plan.num_stages, first_of_teacher, moving)
+    return DistillationModels(stages, plan.student, plan.teacher, plan.vocab, plan.tp, tuple(slots))
 
 
 def check_models(
@@ -121,6 +163,7 @@ def check_models(
                 f"{scaling.original_positions} positions, and the texts of a row are shorter than the row; lower "
                 "data.sequence_length or do not pack"
             )
+    check_cache(config, teacher)
     if student.dropout > 0:
         raise UserError(
             f"the student's config.json asks for dropout ({student.dropout}), which is not supported in training; set "
@@ -154,13 +197,11 @@ def _student(config: Config, decoder: Decoder, teacher: DecoderArchitecture | No
     return decoder.train()
 
 
-def _teacher(config: Config, decoder: Decoder) -> Decoder:
+def _teacher(plan: Blueprint, part: DecoderSlice) -> Decoder:
     """A slice with the teacher's weights, frozen, and this slice's online modules, if any."""
-    assert config.teacher.path is not None
-    load_decoder(decoder, config.teacher.path)
-    freeze(decoder.parameters())
-    if config.teacher.online is not None:
-        attach_online_modules(decoder, config.teacher.online, seed=config.train.seed)
+    decoder = plan.frozen_teacher(part)
+    if plan.config.teacher.online is not None:
+        attach_online_modules(decoder, plan.config.teacher.online, seed=plan.config.train.seed)
     return decoder.eval()
 
 
@@ -175,10 +216,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _teacher_slots(config: Config, size: int, slices: list[DecoderSlice], first_online: int | None) -> list[Slot]:
-    """The teacher's hidden state, which needs a gradient from its first module on; there begins the original's."""
-    if first_online is None:
-        return [Slot(size, grad_from_stage=len(slices))]
-    moving = next(index for index, part in enumerate(slices) if holds_modules(part, first_online))
-    original = Slot(size, grad_from_stage=len(slices), sent_from_stage=moving)
-    return [Slot(size, grad_from_stage=moving), *([original] if config.objective.teacher.get(ANCHOR) else [])]
+def _is_anchored(config: Config) -> bool:
+    """Whether the original teacher's hidden state is needed beside the adapted one's."""
+    return config.teacher.online is not None and bool(config.objective.teacher.get(ANCHOR))
+
+
+def _teacher_slots(config: Config, size: int, stages: int, first: int, moving: int) -> list[Slot]:
+    """The teacher's hidden state, from stage `first` on; where it begins to move, the original's for an anchor."""
+    slots = [Slot(size, grad_from_stage=moving, sent_from_stage=first)]
+    if _is_anchored(config):
+        slots.append(Slot(size, grad_from_stage=stages, sent_from_stage=moving))
+    return slots

@@ -5,7 +5,7 @@ statically, since the library's own inference costs an extra forward and cannot 
 per batch length is built and kept.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,21 +21,23 @@ from megaokd.pipeline.stage import Hidden, Slot
 
 LossFunction = Callable[..., torch.Tensor]
 """(hidden states of the last stage, labels [b, S], scale=...) -> scalar."""
+Extras = Mapping[str, torch.Tensor]
 
 
 class Runner(Protocol):
     """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b rows.
 
-    `positions`, [M, b, S] too, are those of packed rows; every stage needs them, none sends them on.
+    `extras` are keyword arguments of this rank's stages, [M, b, ...] each, which no stage sends on: `positions`, those
+    of packed rows, and `trunk`, what a cache knows of the teacher.
     """
 
     def forward_backward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+        self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None, *, scale: float
     ) -> None:
         """Accumulate the gradients of `scale` x the summed loss into the parameters of this rank's stages."""
         ...
 
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None) -> None:
         """Call the loss function for what it records; no gradients."""
         ...
 
@@ -84,23 +86,23 @@ class MicroBatchLoop:
         self.loss = loss
 
     def forward_backward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+        self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None, *, scale: float
     ) -> None:
         """See `Runner`."""
-        for hidden, micro_labels in self._outputs(tokens, labels, positions):
+        for hidden, micro_labels in self._outputs(tokens, labels, extras):
             self.loss(hidden, micro_labels, scale=scale).backward()
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None) -> None:
         """See `Runner`."""
-        for hidden, micro_labels in self._outputs(tokens, labels, positions):
+        for hidden, micro_labels in self._outputs(tokens, labels, extras):
             self.loss(hidden, micro_labels, scale=0.0)
 
     def _outputs(
-        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None
+        self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None
     ) -> Iterator[tuple[Hidden, torch.Tensor]]:
         for index, (micro_tokens, micro_labels) in enumerate(zip(tokens, labels, strict=True)):
-            keywords = {} if positions is None else {"positions": positions[index]}
+            keywords = {name: values[index] for name, values in (extras or {}).items()}
             yield self.stage(micro_tokens, **keywords), micro_labels
 
 
@@ -136,20 +138,20 @@ class PipelineRunner:
         self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
     def forward_backward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None, *, scale: float
+        self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None, *, scale: float
     ) -> None:
         """See `Runner`."""
         schedule = self._schedule(tokens.shape, train=True)
         arguments, target = self._feed(tokens, labels)
-        keywords = _keywords(positions)
+        keywords = _keywords(extras)
         schedule.step(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": scale}, **keywords)
 
     @torch.no_grad()
-    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> None:
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None) -> None:
         """See `Runner`."""
         schedule = self._schedule(tokens.shape, train=False)
         arguments, target = self._feed(tokens, labels)
-        keywords = _keywords(positions)
+        keywords = _keywords(extras)
         schedule.eval(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": 0.0}, **keywords)
 
     def _feed(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
@@ -195,6 +197,6 @@ class PipelineRunner:
         )
 
 
-def _keywords(positions: torch.Tensor | None) -> dict[str, Any]:
+def _keywords(extras: Extras | None) -> dict[str, Any]:
     """Keyword arguments of the stages; the schedule cuts them into micro-batches and gives each stage its own."""
-    return {} if positions is None else {"positions": positions.flatten(0, 1)}
+    return {name: values.flatten(0, 1) for name, values in (extras or {}).items()}

@@ -63,6 +63,8 @@ def kept_by_teacher(run: Run) -> list[tuple[bool, int]]:
     """For each teacher stage of this rank: whether a module lies in it or below, and the bytes kept for backward."""
     found = []
     for position, stage in enumerate(run.models.stages):
+        if stage.teacher is None:
+            continue
         index = run.mesh.pipeline.rank + position * run.mesh.pipeline.size
         moves = index >= run.models.slots[-1].grad_from_stage
         inputs = run.train_batches.batch(0).tokens[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megaokd.checkpoint.agreement import together
+from megaokd.agreement import together
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import Contents, DamagedError, FileEntry, check_files, read_contents, write_contents
 from megaokd.checkpoint.host_copy import HostCopy

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaokd.data.batches import IGNORE, Batch, BatchShape, TrainBatches, ValidationBatches
+from megaokd.data.batches import IGNORE, Batch, BatchOptions, BatchShape, TrainBatches, ValidationBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Example
 from megaokd.errors import UserError
@@ -163,3 +163,23 @@ def test_a_global_batch_that_does_not_divide(dataset: TokenDataset, changes: dic
         train_batches(dataset, **changes)
     with pytest.raises(UserError, match=message):
         validation_batches(dataset, **changes)
+
+
+@pytest.mark.parametrize("options", [None, BatchOptions(packing=True), BatchOptions(length_window=3)])
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_what_is_visited_is_listed_once_in_the_order_of_training(
+    options: BatchOptions | None, steps: int, dataset: TokenDataset
+) -> None:
+    batches = TrainBatches(dataset, batch_shape(), seed=3, options=options)
+    met = [int(example) for step in range(steps) for example in batches.examples(step)]
+    assert batches.visited(steps).tolist() == list(dict.fromkeys(met))
+
+
+def test_a_batch_names_the_examples_of_its_rows(dataset: TokenDataset) -> None:
+    for options in (BatchOptions(), BatchOptions(packing=True)):
+        batches = TrainBatches(dataset, batch_shape(), seed=3, options=options)
+        batch = batches.batch(2)
+        assert np.concatenate(batch.examples).tolist() == batches.examples(2).tolist()
+        for row, together in zip(batch.tokens.flatten(0, 1), batch.examples, strict=True):
+            ids = np.concatenate([dataset[example][:-1][:64] for example in together])
+            assert row[: len(ids)].tolist() == ids.tolist()

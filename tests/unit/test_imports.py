@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
     ["version", "errors", "option_types", "terms", "methods"],
+    ["agreement"],
     ["config", "precision"],
     ["config_file"],
     ["mesh", "rank_watch"],
@@ -17,6 +18,7 @@ ORDER = [
     ["models"],
     ["distill"],
     ["pipeline"],
+    ["trunk_cache"],
     ["engine"],
     ["run"],
     ["callbacks", "export", "signals"],

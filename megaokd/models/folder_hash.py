@@ -1,0 +1,48 @@
+"""Knowing a model folder by a hash of its files."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from megaokd.models.huggingface_config import read_architecture
+from megaokd.models.weight_folder import WeightFolder
+
+_CHUNK = 1 << 24
+CACHE_FILE = "teacher_hash.json"
+
+
+def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
+    """sha256 over architecture and weight files. A file of known path, size and time is looked up, not read again."""
+    weights = WeightFolder(folder)
+    cache_path = cache_folder / CACHE_FILE
+    cache = _read_cache(cache_path)
+    total = hashlib.sha256(repr(read_architecture(folder)).encode())
+    known = {}
+    for path in weights.files:
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        known[key] = cache.get(key) or _file_hash(path)
+        total.update(f"{path.name}:{known[key]}\n".encode())
+    if known != cache:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        partial = cache_path.with_suffix(".tmp")
+        partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        partial.replace(cache_path)
+    return total.hexdigest()
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    """File -> hash; empty where there is no cache or it cannot be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()

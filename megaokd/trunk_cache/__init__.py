@@ -1,0 +1,1 @@
+"""A cache on disk of what the teacher's frozen lower layers give for each example."""
