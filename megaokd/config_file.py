@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from megaokd.errors import UserError
 from megaokd.methods import METHODS, apply_method, forget_decided
 
 KeyPath = tuple[str, ...]
+Checked = TypeVar("Checked")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -23,6 +24,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         UserError: a missing or malformed file, an unknown or ill-typed key, a malformed override.
+    """
+    values, origins = read_yaml(path)
+    if any(override.startswith("method=") and override.partition("=")[2] in METHODS for override in overrides):
+        forget_decided(values)
+    for override in overrides:
+        _apply_override(values, override, origins)
+    return _validate(values, origins, str(path))
+
+
+def parse_config(
+    values: dict[str, Any], origins: dict[KeyPath, str] | None = None, source: str = "configuration"
+) -> Config:
+    """The same checks for values that are already in memory; `origins` say where each key came from."""
+    return _validate(values, origins or {}, source)
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """The values of a file of sections, and of each key the file and the line.
+
+    Raises:
+        UserError: a missing or malformed file.
     """
     path = Path(path)
     try:
@@ -39,16 +61,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections (data, train, ...), found {type(values).__name__}")
     origins = {key: f"{path}:{line}" for key, line in _key_lines(node).items()}
-    if any(override.startswith("method=") and override.partition("=")[2] in METHODS for override in overrides):
-        forget_decided(values)
-    for override in overrides:
-        _apply_override(values, override, origins)
-    return _validate(values, origins, str(path))
+    return values, origins
 
 
-def parse_config(values: dict[str, Any]) -> Config:
-    """The same checks for values that are already in memory."""
-    return _validate(values, {}, "configuration")
+def check_values(cls: type[Checked], values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> Checked:
+    """`values` as the pydantic dataclass `cls`.
+
+    Raises:
+        UserError: unknown, missing or ill-typed keys, each with its origin and the nearest valid key.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        problems = [_describe(cls, details, origins, source) for details in error.errors()]
+    raise UserError("; ".join(problems))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -91,17 +117,13 @@ def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) 
         values = apply_method(values)
     except ValueError as error:
         raise UserError(f"{origins.get(('method',), source)}: method={values['method']}: {error}") from None
-    try:
-        return TypeAdapter(Config).validate_python(values)
-    except ValidationError as error:
-        problems = [_describe(details, origins, source) for details in error.errors()]
-    raise UserError("; ".join(problems))
+    return check_values(Config, values, origins, source)
 
 
-def _describe(details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
+def _describe(root: type[Any], details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
     # A union adds the name of the branch that was tried to the location; real keys are those that a dataclass knows.
     path = tuple(str(part) for part in details["loc"] if part != "[key]")
-    parent = _dataclass_at(path[:-1])
+    parent = _dataclass_at(root, path[:-1])
     where = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
     key = ".".join(path)
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden") and parent is not None:
@@ -114,9 +136,9 @@ def _describe(details: ErrorDetails, origins: dict[KeyPath, str], source: str) -
     return f"{where}: {key} = {details['input']!r}: {details['msg'].removeprefix('Value error, ')}"
 
 
-def _dataclass_at(path: KeyPath) -> type[Any] | None:
+def _dataclass_at(root: type[Any], path: KeyPath) -> type[Any] | None:
     """The dataclass that a dotted path leads to, looking through `X | None`."""
-    current: Any = Config
+    current: Any = root
     for part in path:
         fields = {field.name: field for field in dataclasses.fields(current)} if _is_dataclass(current) else {}
         if part not in fields:

@@ -7,11 +7,8 @@ distillation, online distillation) from the same initial weights on the same bat
 import argparse
 import hashlib
 import json
-import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +17,11 @@ from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.errors import UserError
+from megaokd.subcommand import run_command, shown_command
 
 RECIPES = Path(__file__).resolve().parent
 PARTS = ("train", "validation", "test")
 COMMANDS_FILE = "commands.sh"
-# torchrun's own account of a failed worker, a screenful that comes after the worker's words.
-_LAUNCHER_REPORT = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/")
-
 FROZEN = ["teacher.online=null", "objective.teacher={}"]
 SUPERVISED = ["teacher.path=null", *FROZEN, "objective.student={ce: 1.0}"]
 # Method -> (its folder, what turns student.yaml into it).
@@ -80,15 +75,12 @@ class Commands:
         Raises:
             UserError: the command failed; holds the command, its exit status and its last lines.
         """
-        modules = {"megaokd": "megaokd.cli", "torchrun": "torch.distributed.run"}
-        threads = "OMP_NUM_THREADS=1 " if command[0] == "torchrun" else ""
-        shown = threads + shlex.join(command)
+        shown = shown_command(command)
         minutes, seconds = divmod(int(self.seconds), 60)
         print(f"\n[{minutes:02}:{seconds:02}] {title}\n$ {shown}", flush=True)
         with (self.folder / COMMANDS_FILE).open("a", encoding="utf-8") as file:
             file.write(f"# {title}\n{shown}\n")
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": "1"} if threads else {})
-        status, last_lines = _show([sys.executable, "-m", modules[command[0]], *command[1:]], environment)
+        status, last_lines = run_command(command, _pass_on)
         if status != 0:
             raise UserError(f"this command ended with exit status {status}:\n$ {shown}\nits last lines:\n{last_lines}")
 
@@ -236,18 +228,9 @@ def _conclude(commands: Commands, options: argparse.Namespace) -> None:
     print(f"The student: {folder / 'okd' / 'student'}   (transformers.AutoModelForCausalLM loads it)")
 
 
-def _show(command: Sequence[str], environment: dict[str, str], num_lines: int = 20) -> tuple[int, str]:
-    """Run a command with its output passed on as it comes; returns its exit status and its last lines."""
-    tail = b""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
-        assert process.stdout is not None
-        while chunk := os.read(process.stdout.fileno(), 65536):
-            sys.stdout.write(chunk.decode("utf-8", errors="replace"))
-            sys.stdout.flush()
-            tail = (tail + chunk)[-16384:]
-    lines = tail.decode("utf-8", errors="replace").replace("\r", "\n").splitlines()
-    launcher = next((number for number, line in enumerate(lines) if _LAUNCHER_REPORT.search(line)), None)
-    return process.returncode, "\n".join(lines[:launcher][-num_lines:])
+def _pass_on(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

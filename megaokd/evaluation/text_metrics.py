@@ -53,14 +53,18 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
 def mean_over_seeds(parts: Sequence[TextMetrics]) -> TextMetrics:
     """Means, and the interval of ROUGE-L by Student's t over the seeds."""
     scores = [part.rouge_l for part in parts]
-    interval = None
-    if len(parts) > 1:
-        quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(parts) - 1))
-        interval = quantile * statistics.stdev(scores) / len(parts) ** 0.5
     return TextMetrics(
         rouge_l=statistics.fmean(scores),
         distinct_1=statistics.fmean(part.distinct_1 for part in parts),
         distinct_2=statistics.fmean(part.distinct_2 for part in parts),
         length_ratio=statistics.fmean(part.length_ratio for part in parts),
-        rouge_l_interval=interval,
+        rouge_l_interval=half_interval(scores),
     )
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95% confidence interval of the mean, by Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / len(values) ** 0.5

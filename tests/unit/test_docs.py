@@ -12,6 +12,7 @@ import yaml
 
 from megaokd import config
 from megaokd.cli import COMMANDS
+from megaokd.comparison.recipe import EvaluationOptions, Recipe, load_recipe
 from megaokd.config_file import load_config, parse_config, to_dict
 from megaokd.mesh import data_parallel_size
 from megaokd.methods import METHODS
@@ -22,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "kernels" / "README.md"]
-RECIPES = sorted((ROOT / "launch_scripts" / "recipes").glob("*.yaml"))
+ALL_RECIPES = sorted((ROOT / "launch_scripts" / "recipes").glob("*.yaml"))
+COMPARISONS = [path for path in ALL_RECIPES if path.name.startswith("compare_")]
+RECIPES = [path for path in ALL_RECIPES if path not in COMPARISONS]
 QUICKSTART_VOCABULARY = 2048
 
 
@@ -109,6 +112,21 @@ def test_yaml_blocks_are_configurations(document: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_configurations(recipe: Path) -> None:
     check_layout(load_config(recipe), processes=8)
+
+
+@pytest.mark.parametrize("recipe", COMPARISONS, ids=lambda path: path.stem)
+def test_recipes_of_comparisons_are_valid(recipe: Path) -> None:
+    loaded = load_recipe(recipe)
+    for name in loaded.methods:
+        check_layout(parse_config(loaded.values(name, loaded.seeds[0])), loaded.processes)
+
+
+def test_every_key_of_a_comparison_is_documented() -> None:
+    text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    documented_keys = set(re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE))
+    keys = {field.name for field in dataclasses.fields(Recipe)} - {"evaluation"}
+    keys |= {f"evaluation.{field.name}" for field in dataclasses.fields(EvaluationOptions)}
+    assert documented_keys == keys
 
 
 def readme_runs() -> list[tuple[int, list[str]]]:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
-    ["version", "errors", "option_types", "terms", "methods"],
+    ["version", "errors", "option_types", "terms", "methods", "subcommand"],
     ["agreement"],
     ["config", "precision"],
     ["config_file"],
@@ -29,7 +29,7 @@ ORDER = [
     ["train_command"],
     ["cli"],
     ["evaluation"],
-    ["benchmark"],
+    ["benchmark", "comparison"],
     ["tools"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

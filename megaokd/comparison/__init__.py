@@ -1,0 +1,1 @@
+"""Several methods with several seeds: the recipe, its grid of runs, the report."""

@@ -1,0 +1,110 @@
+"""The figures of a comparison, as PNG files. Drawn by matplotlib, which comes with the extra `report`."""
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megaokd.comparison.results import MEASURES, Curve, MethodResult, Results
+from megaokd.errors import UserError
+
+FIGURES = {
+    "quality.png": "Quality against training time: a point a seed, the larger one their mean",
+    "loss.png": "The student's cross-entropy over updates: training (thin) and validation, means over seeds",
+    "drift.png": "How far the adapted teacher has moved: KL(adapted || original) on the validation data",
+    "agreement.png": "Top-1 agreement of student and teacher (the adapted one where it adapts) on the validation data",
+}
+"""File -> what it shows."""
+
+
+def check_matplotlib() -> None:
+    """Without it there is no report.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the report's figures need matplotlib: pip install 'megaokd[report]'")
+
+
+def draw_figures(results: Results, folder: Path) -> list[str]:
+    """Write those of `FIGURES` that there is something to show in; their names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing: dict[str, Callable[[Any, Sequence[MethodResult]], bool]] = {
+        "quality.png": _draw_quality,
+        "loss.png": _draw_loss,
+        "drift.png": lambda figure, methods: _draw_curves(
+            figure, methods, ["validation/teacher_drift"], "KL(adapted || original), nats"
+        ),
+        "agreement.png": lambda figure, methods: _draw_curves(
+            figure, methods, ["validation/top1_agreement"], "top-1 agreement"
+        ),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, draw in drawing.items():
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        path = folder / name
+        path.unlink(missing_ok=True)
+        if draw(figure, results.methods):
+            figure.savefig(path, dpi=120)
+            drawn.append(name)
+    return drawn
+
+
+def _draw_quality(figure: Any, methods: Sequence[MethodResult]) -> bool:
+    shown = [
+        key for key in ("cross_entropy", "forward_kl", "rouge_l") if any(key in method.measures for method in methods)
+    ]
+    if not shown:
+        return False
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for key, axis in zip(shown, axes, strict=True):
+        for index, method in enumerate(methods):
+            if key in method.measures:
+                seconds, values = method.measures["training_seconds"], method.measures[key]
+                axis.scatter(seconds.values, values.values, s=14, alpha=0.5, color=_color(index), linewidths=0)
+                axis.scatter(seconds.mean, values.mean, s=60, color=_color(index), label=method.name)
+        axis.set(xlabel="training seconds", ylabel=MEASURES[key])
+    _legend(figure, axes[0])
+    return True
+
+
+def _draw_loss(figure: Any, methods: Sequence[MethodResult]) -> bool:
+    return _draw_curves(figure, methods, ["train/student_ce", "validation/student_ce"], "cross-entropy, nats a token")
+
+
+def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[str], label: str) -> bool:
+    """The last of `names` is drawn with markers, others thin; whether any method has one of them."""
+    axis = figure.subplots()
+    for index, method in enumerate(methods):
+        present = [name for name in names if method.curves.get(name)]
+        for name in present:
+            mean = _mean_curve(method.curves[name])
+            style = {"linewidth": 1.6, "marker": "o", "markersize": 3} if name == names[-1] else {"linewidth": 0.7}
+            legend = method.name if name == present[-1] else None
+            axis.plot(list(mean), list(mean.values()), color=_color(index), label=legend, **style)
+    axis.set(xlabel="student updates", ylabel=label)
+    if not axis.lines:
+        return False
+    _legend(figure, axis)
+    return True
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Over seeds, at the steps that all of them have."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return {step: statistics.fmean(curve[step] for curve in curves) for step in steps}
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+
+
+def _color(index: int) -> str:
+    """The same in every figure; matplotlib has ten of these."""
+    return f"C{index}"

@@ -1,0 +1,118 @@
+"""What the cells of a grid measured, gathered: means and intervals over seeds, curves over steps."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megaokd.comparison.grid import Cell, cells, read_result
+from megaokd.comparison.recipe import Recipe
+from megaokd.evaluation.text_metrics import half_interval
+
+# Key of evaluation.json, or of the cell's own result -> the column of the table.
+MEASURES = {
+    "cross_entropy": "cross-entropy",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "top1_agreement": "agreement",
+    "calibration_error": "ECE",
+    "rouge_l": "ROUGE-L",
+    "training_seconds": "training seconds",
+}
+ADAPTED = ("forward_kl", "reverse_kl", "top1_agreement")
+"""Measured against the adapted teacher as well."""
+Curve = dict[int, float]
+"""Step -> value."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over seeds."""
+
+    values: tuple[float, ...]
+    """One a seed."""
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def interval(self) -> float | None:
+        """Half the width of the 95% confidence interval (Student's t); None for one seed."""
+        return half_interval(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodResult:
+    """A method's finished cells."""
+
+    name: str
+    seeds: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    measures: Mapping[str, Measured] = field(default_factory=dict)
+    adapted: Mapping[str, Measured] = field(default_factory=dict)
+    curves: Mapping[str, list[Curve]] = field(default_factory=dict)
+    """Name in log.jsonl -> one curve a seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The whole grid."""
+
+    methods: list[MethodResult]
+    environments: list[dict[str, str]]
+    """Of each cell's evaluation."""
+    failures: Mapping[str, str]
+    """Cell -> its command and last lines."""
+    evaluation: dict[str, Any]
+    """Of one cell, for what all share; empty where none is finished."""
+
+
+def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
+    """Read what is finished."""
+    finished = [cell for cell in cells(recipe) if cell.finished and cell.name not in failures]
+    results = {cell: read_result(cell) for cell in finished}
+    evaluations = [result["evaluation"] for result in results.values()]
+    return Results(
+        methods=[
+            _method(name, {cell: result for cell, result in results.items() if cell.method == name})
+            for name in recipe.methods
+        ],
+        environments=[evaluation["environment"] for evaluation in evaluations],
+        failures=failures,
+        evaluation=evaluations[0] if evaluations else {},
+    )
+
+
+def _method(name: str, results: Mapping["Cell", dict[str, Any]]) -> MethodResult:
+    measured = [{**result["evaluation"], **result} for result in results.values()]
+    adapted = [result["evaluation"]["adapted"] or {} for result in results.values()]
+    logs = [_curves(cell) for cell in results]
+    return MethodResult(
+        name=name,
+        seeds=tuple(cell.seed for cell in results),
+        steps=tuple(result["steps"] for result in results.values()),
+        measures=_present(measured, tuple(MEASURES)),
+        adapted=_present(adapted, ADAPTED),
+        curves={key: [log[key] for log in logs if key in log] for key in {key for log in logs for key in log}},
+    )
+
+
+def _present(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Measured]:
+    """Keys that every row has a value for."""
+    found = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
+    return {key: Measured(tuple(values)) for key, values in found.items() if values and len(values) == len(rows)}
+
+
+def _curves(cell: Cell) -> dict[str, Curve]:
+    """Every number of log.jsonl by step. Steps that were done again after a kill count as the last time."""
+    curves: dict[str, Curve] = {}
+    for line in (cell.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] in ("train", "validation"):
+            for name, value in record.items():
+                if "/" in name:
+                    curves.setdefault(name, {})[record["step"]] = value
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}

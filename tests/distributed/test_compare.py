@@ -1,0 +1,94 @@
+"""A small grid through the public command: run, left alone, repaired, refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.launch import megaokd, must
+from tests.support.tiny import TinyWorld
+
+
+@pytest.mark.slow
+def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "grid"
+    values = grid(tiny_world, folder)
+    # In the first call one method fails in every cell, and the others go on.
+    broken = {"method": "forward_kl", "teacher": {"path": str(tmp_path / "nowhere")}}
+    write(recipe, {**values, "methods": {"broken": broken, "okd": values["methods"]["okd"]}, "seeds": [0]})
+    result = megaokd("compare", recipe)
+    assert result.returncode == 1
+    assert "broken, seed 0 failed" in result.stderr
+    assert "broken, seed 0" in (folder / "report.md").read_text().partition("## Failed cells")[2]
+
+    write(recipe, values)
+    must(megaokd("compare", recipe))
+    results = {
+        (method, seed): folder / "cells" / method / f"seed-{seed}" / "result.json"
+        for method in ("sft", "okd")
+        for seed in (0, 1)
+    }
+    measured = {cell: json.loads(path.read_text()) for cell, path in results.items()}
+    for seed in (0, 1):
+        assert first_loss(results["sft", seed]) == pytest.approx(first_loss(results["okd", seed]), rel=1e-6)
+    assert first_loss(results["sft", 0]) != first_loss(results["sft", 1])
+    for (method, _), values_of_cell in measured.items():
+        assert values_of_cell["steps"] == 3
+        assert values_of_cell["evaluation"]["forward_kl"] > 0
+        assert (values_of_cell["evaluation"]["adapted"] is not None) == (method == "okd")
+    report = (folder / "report.md").read_text()
+    mean = sum(measured["sft", seed]["evaluation"]["cross_entropy"] for seed in (0, 1)) / 2
+    assert f"{mean:.4f} ±" in report
+    assert "Failed" not in report
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list((folder / "figures").glob("*.png"))) == 4
+
+    before = {path: path.stat().st_mtime_ns for path in results.values()}
+    log = results["okd", 1].parent / "log.jsonl"
+    trained = log.read_bytes()
+    shutil.rmtree(results["okd", 1].parent / "evaluation")
+    must(megaokd("compare", recipe))
+    after = {path: path.stat().st_mtime_ns for path in results.values()}
+    assert {cell for cell, path in results.items() if before[path] != after[path]} == {("okd", 1)}
+    assert log.read_bytes() == trained
+    assert json.loads(results["okd", 1].read_text())["evaluation"]["cross_entropy"] == pytest.approx(
+        measured["okd", 1]["evaluation"]["cross_entropy"]
+    )
+
+    values["methods"]["okd"]["objective"] = {"temperature": 2.0}
+    write(recipe, values)
+    result = megaokd("compare", recipe)
+    assert result.returncode == 2
+    assert "okd, seed 0: the recipe has changed since this cell's training was done" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in results.values()} == after
+
+
+def grid(world: TinyWorld, folder: Path) -> dict[str, Any]:
+    """Two methods, two seeds."""
+    base = world.config(folder, train={"steps": 3, "validate_every": 2, "validation_batches": 1})
+    del base["checkpoint"]
+    base["logging"] = {"every": 1, "tensorboard": False}
+    architecture = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_positions": 128}
+    base["student"] = {"architecture": architecture}
+    return {
+        "folder": str(folder),
+        "base": base,
+        "methods": {"sft": {"method": "sft"}, "okd": {"method": "okd_lora"}},
+        "seeds": [0, 1],
+        "evaluation": {"data": world.validation, "generate": 2, "max_new_tokens": 4},
+    }
+
+
+def write(recipe: Path, values: dict[str, Any]) -> None:
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def first_loss(result: Path) -> float:
+    """The student's cross-entropy at the first step, before any update."""
+    record = json.loads((result.parent / "log.jsonl").read_text().splitlines()[0])
+    assert record["step"] == 1
+    loss: float = record["train/student_ce"]
+    return loss
