@@ -11,7 +11,7 @@ from megaokd.errors import UserError
 
 FIGURES = {
     "quality.png": "Quality against training time: a point a seed, the larger one their mean",
-    "loss.png": "The student's cross-entropy over updates: training (thin) and validation, means over seeds",
+    "loss.png": "The student's cross-entropy over updates: training (dashed) and validation, means over seeds",
     "drift.png": "How far the adapted teacher has moved: KL(adapted || original) on the validation data",
     "agreement.png": "Top-1 agreement of student and teacher (the adapted one where it adapts) on the validation data",
 }
@@ -79,13 +79,17 @@ def _draw_loss(figure: Any, methods: Sequence[MethodResult]) -> bool:
 
 
 def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[str], label: str) -> bool:
-    """The last of `names` is drawn with markers, others thin; whether any method has one of them."""
+    """The last of `names` is drawn with markers, others dashed; whether any method has one of them."""
     axis = figure.subplots()
     for index, method in enumerate(methods):
         present = [name for name in names if method.curves.get(name)]
         for name in present:
             mean = _mean_curve(method.curves[name])
-            style = {"linewidth": 1.6, "marker": "o", "markersize": 3} if name == names[-1] else {"linewidth": 0.7}
+            style = (
+                {"linewidth": 1.6, "marker": "o", "markersize": 3}
+                if name == names[-1]
+                else {"linewidth": 0.8, "linestyle": "--"}
+            )
             legend = method.name if name == present[-1] else None
             axis.plot(list(mean), list(mean.values()), color=_color(index), label=legend, **style)
     axis.set(xlabel="student updates", ylabel=label)
@@ -105,6 +109,8 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
 
 
-def _color(index: int) -> str:
-    """The same in every figure; matplotlib has ten of these."""
-    return f"C{index}"
+def _color(index: int) -> Any:
+    """The same in every figure: ten strong colours, then their pale ones."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"]((2 * index if index < 10 else 2 * index + 1) % 20)
