@@ -15,7 +15,7 @@ _LAUNCHER_REPORT = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/")
 def run_command(command: Sequence[str], write: Callable[[str], None], num_lines: int = 20) -> tuple[int, str]:
     """Run `megaokd ...` or `torchrun ...` with this Python; returns its exit status and its last lines.
 
-    When this process is interrupted meanwhile, the command is sent SIGTERM and waited for.
+    When this process is interrupted meanwhile, the command is sent SIGTERM and waited for, up to its last words.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **_threads(command)}
     arguments = [sys.executable, "-m", _MODULES[command[0]], *command[1:]]
@@ -28,7 +28,8 @@ def run_command(command: Sequence[str], write: Callable[[str], None], num_lines:
                 tail = (tail + chunk)[-16384:]
         except BaseException:
             process.terminate()
-            process.communicate()  # it may have more to say than a pipe holds
+            last_words, _ = process.communicate()  # read, as they may be more than a pipe holds
+            write(last_words.decode("utf-8", errors="replace"))
             raise
     lines = tail.decode("utf-8", errors="replace").replace("\r", "\n").splitlines()
     launcher = next((number for number, line in enumerate(lines) if _LAUNCHER_REPORT.search(line)), None)

@@ -1,0 +1,31 @@
+"""Commands of the project as processes: what they say, and what becomes of them on an interruption."""
+
+import pytest
+
+from megaokd.subcommand import run_command, shown_command
+
+
+def test_status_and_last_lines_come_back() -> None:
+    written: list[str] = []
+    status, last_lines = run_command(["megaokd", "frobnicate"], written.append)
+    assert status == 2
+    assert last_lines == "".join(written).rstrip("\n")
+    assert "unknown command 'frobnicate'" in last_lines
+
+
+def test_what_an_interrupted_command_still_says_is_kept() -> None:
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command(["megaokd", "--version"], write)
+    assert len(written) == 2
+
+
+def test_several_processes_are_shown_with_a_thread_each() -> None:
+    assert shown_command(["torchrun", "-m", "a b"]) == "OMP_NUM_THREADS=1 torchrun -m 'a b'"
+    assert shown_command(["megaokd", "train"]) == "megaokd train"
