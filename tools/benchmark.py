@@ -50,7 +50,7 @@ def _tables(report: "Report", options: argparse.Namespace) -> Iterator["Table"]:
 
     from megaokd.benchmark.fused import HIDDEN, measure_fused
     from megaokd.benchmark.logits import measure_logits
-    from megaokd.benchmark.report import Table
+    from megaokd.benchmark.report import Table, Traffic
     from megaokd.benchmark.sharded import measure_sharded
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,12 +61,13 @@ def _tables(report: "Report", options: argparse.Namespace) -> Iterator["Table"]:
         "jsd": "the student's gradient of jsd, frozen teacher",
     }
     for dtype in (torch.float32, torch.bfloat16):
-        rows, floor, absent = measure_logits(tokens, vocab, dtype, device, repetitions)
+        rows, floor, copied, absent = measure_logits(tokens, vocab, dtype, device, repetitions)
         report.absent |= absent
         size = tokens * vocab * dtype.itemsize
         for objective, group in rows.items():
             # Both tensors are read twice and each gradient written once.
-            traffic = (6 if objective == "both" else 5) * size if device.type == "cuda" else None
+            moved = (6 if objective == "both" else 5) * size
+            traffic = Traffic(moved, copied, copy_bytes=2 * size) if device.type == "cuda" else None
             title = f"{str(dtype).removeprefix('torch.')}, {tokens} x {vocab}: {work[objective]}"
             yield Table(title, group, floor, size, traffic)
     forms = f"float32, {tokens} x {vocab}, hidden {HIDDEN}: heads and loss"

@@ -44,8 +44,11 @@ def _both(problem: Problem, loss: Callable[..., Tensor]) -> Call:
 
 def measure_logits(
     num_tokens: int, vocab: int, dtype: torch.dtype, device: torch.device, repetitions: int
-) -> tuple[dict[str, list[Row]], Row, dict[str, str]]:
-    """Rows by objective, ours first; the floor; absent peers. Rows that disagree are not measured."""
+) -> tuple[dict[str, list[Row]], Row, Row, dict[str, str]]:
+    """Rows by objective, ours first; the floor; a copy of one model's logits; absent peers.
+
+    Rows that disagree are not measured.
+    """
     problem = Problem.create(num_tokens, vocab, dtype, device)
 
     def forward_kl(student: Tensor, teacher: Tensor, _: Tensor) -> Tensor:
@@ -71,13 +74,25 @@ def measure_logits(
     for objective, group in rows.items():
         _check_all(group, expect(problem, objective), with_entropy, TOLERANCE[dtype])
     lowest = Row("floor", _floor(problem))
-    measure([lowest, *agreeing([row for group in rows.values() for row in group])], repetitions, device)
-    return rows, lowest, absent
+    copied = Row("copy", _copy(problem))
+    measure([lowest, copied, *agreeing([row for group in rows.values() for row in group])], repetitions, device)
+    return rows, lowest, copied, absent
 
 
 def _floor(problem: Problem) -> Call:
     def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         floor(problem.student, problem.teacher)
+        return problem.labels, ()
+
+    return call
+
+
+def _copy(problem: Problem) -> Call:
+    source = problem.student.detach()
+    target = torch.empty_like(source)
+
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
+        target.copy_(source)
         return problem.labels, ()
 
     return call

@@ -17,7 +17,26 @@ class Table:
     rows: list[Row]
     floor: Row | None = None
     logit_bytes: int | None = None  # of one model: the unit of memory in the table
-    traffic_bytes: int | None = None  # what a call must move, on a GPU
+    traffic: "Traffic | None" = None  # on a GPU
+
+
+@dataclass
+class Traffic:
+    """What a call must move, and a plain copy in the same run: its speed is the memory's."""
+
+    call_bytes: int
+    copy: Row
+    copy_bytes: int
+
+    @property
+    def copy_speed(self) -> float:
+        """Bytes a second."""
+        return self.copy_bytes / self.copy.median
+
+    def cells(self, row: Row) -> list[str]:
+        """GB/s of a row, and its share of the copy's."""
+        speed = self.call_bytes / row.median
+        return [f"{speed / 1e9:.0f}", f"{speed / self.copy_speed:.0%}"]
 
 
 @dataclass
@@ -73,7 +92,7 @@ def _table(table: Table) -> list[str]:
     heads = ["", "ms", "+-", "x ours"]
     heads += ["x floor"] if table.floor else []
     heads += ["extra memory, MB", "in logit tensors"] if table.logit_bytes else ["extra memory, MB", "x ours"]
-    heads += ["GB/s"] if table.traffic_bytes else []
+    heads += ["GB/s", f"of a copy's {table.traffic.copy_speed / 1e9:.0f}"] if table.traffic else []
     lines = [_line(heads), _line(["---"] * len(heads))]
     if table.floor:
         low = table.floor
@@ -93,7 +112,7 @@ def _table(table: Table) -> list[str]:
             cells.append(f"{row.extra_bytes / table.logit_bytes:.3f}")
         else:
             cells.append(f"{row.extra_bytes / first.extra_bytes:.2f}")
-        cells += [f"{table.traffic_bytes / row.median / 1e9:.0f}"] if table.traffic_bytes else []
+        cells += table.traffic.cells(row) if table.traffic else []
         lines.append(_line(cells))
     return lines
 

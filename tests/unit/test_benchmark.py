@@ -11,7 +11,7 @@ from megaokd.benchmark.dense import dense_joint
 from megaokd.benchmark.logits import ours
 from megaokd.benchmark.measure import Call, Row, agreeing, measure, peak_bytes
 from megaokd.benchmark.problem import Problem, check, expect
-from megaokd.benchmark.report import Report, Table
+from megaokd.benchmark.report import Report, Table, Traffic
 
 CPU = torch.device("cpu")
 
@@ -43,6 +43,19 @@ def test_a_row_that_disagrees_is_not_measured() -> None:
     assert len(wrong) == 2
     assert all("disagrees" in line and " ms" not in line for line in wrong)
     assert any(line.startswith("| dense | ") and "disagrees" not in line for line in lines)
+
+
+def test_speed_is_a_share_of_a_copy() -> None:
+    def nothing() -> tuple[Tensor, tuple[Tensor, ...]]:
+        return torch.zeros(()), ()
+
+    copy, ours_row = Row("copy", nothing, seconds=[2.0]), Row("ours", nothing, seconds=[4.0])
+    traffic = Traffic(call_bytes=6 * 10**9, copy=copy, copy_bytes=4 * 10**9)
+    table = Table("title", [ours_row], logit_bytes=10**9, traffic=traffic)
+    lines = Report("command", {}, [table]).markdown().splitlines()
+    # 4 GB in 2 s are 2 GB/s; 6 GB in 4 s are 1.5.
+    assert any("| GB/s | of a copy's 2 |" in line for line in lines)
+    assert any(line.startswith("| ours |") and line.endswith("| 2 | 75% |") for line in lines)
 
 
 def test_an_added_entropy_is_accounted_for() -> None:
