@@ -5,7 +5,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -73,7 +74,7 @@ def check_values(cls: type[Checked], values: dict[str, Any], origins: dict[KeyPa
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        problems = [_describe(cls, details, origins, source) for details in error.errors()]
+        problems = [_describe(cls, details, origins, source) for details in _one_branch_each(cls, error.errors())]
     raise UserError("; ".join(problems))
 
 
@@ -120,9 +121,50 @@ def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) 
     return check_values(Config, values, origins, source)
 
 
+def _one_branch_each(root: type[Any], errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Locations as keys, without the names of the branches of unions; of the branches the one that got furthest.
+
+    A value that fits no branch fails in each of them. Branches that got equally far make one problem.
+    """
+    result: list[ErrorDetails] = []
+    unions: dict[KeyPath, list[ErrorDetails]] = {}
+    for details in errors:
+        path, union = _without_branches(root, details["loc"])
+        (unions.setdefault(union, []) if union else result).append({**details, "loc": path})
+    for key, found in unions.items():
+        deepest = max(len(details["loc"]) for details in found)
+        if deepest > len(key):
+            result += [details for details in found if len(details["loc"]) == deepest]
+        else:
+            result.append({**found[0], "msg": "; or: ".join(details["msg"] for details in found)})
+    return result
+
+
+def _without_branches(root: type[Any], location: tuple[str | int, ...]) -> tuple[KeyPath, KeyPath]:
+    """The keys of a location, and those that lead to the union in it; () where there is none."""
+    current: Any = root
+    path: KeyPath = ()
+    union: KeyPath = ()
+    for part in location:
+        if part == "[key]":
+            continue
+        branches = [branch for branch in get_args(current) if branch is not type(None)] if _is_union(current) else []
+        if len(branches) > 1:
+            current, union = None, path  # this part is the name of a branch
+            continue
+        section = next((branch for branch in (current, *branches) if _is_dataclass(branch)), None)
+        fields = {} if section is None else {field.name: field.type for field in dataclasses.fields(section)}
+        current = fields.get(str(part))
+        path = (*path, str(part))
+    return path, union
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType)
+
+
 def _describe(root: type[Any], details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
-    # A union adds the name of the branch that was tried to the location; real keys are those that a dataclass knows.
-    path = tuple(str(part) for part in details["loc"] if part != "[key]")
+    path = tuple(str(part) for part in details["loc"])
     parent = _dataclass_at(root, path[:-1])
     where = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
     key = ".".join(path)

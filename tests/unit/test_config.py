@@ -133,6 +133,26 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, overrides: list[str], exp
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.train=[{path: a, weight: 0}]", "data.train.0.weight = 0: Input should be greater than 0"),
+        ("data.train=3", "data.train = 3: Input should be a valid string; or: Input should be a valid tuple"),
+        ("data.train=[{weight: 1}]", "the key 'data.train.0.path' is required"),
+        ("student.from_teacher.layers=[1, -2]", "layers.1 = -2: Input should be greater than or equal to 0"),
+    ],
+)
+def test_of_a_key_with_several_forms_only_the_form_that_was_meant_is_told(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(UserError) as error:
+        load_config(path, [override])
+    assert str(error.value).endswith(expected)
+    assert str(error.value).count("override") == 1, "one problem, one sentence"
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.yaml.*cannot be read"):
         load_config(tmp_path / "nowhere.yaml")
