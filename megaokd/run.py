@@ -57,15 +57,16 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     Raises:
         UserError: what the user asked for does not fit together; the same on every rank where all see the same files.
     """
+    # What the configuration alone decides comes first: a mistake is told before models are read or trunks computed.
+    has_teacher = config.teacher.path is not None
+    online = has_teacher and config.teacher.online is not None
+    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    check_backend(config.objective.backend, mesh.device)
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
     trunk, validation_trunk = _trunks(config, train, validation, mesh)
     models = build_models(config, dataset.vocab_size, mesh)
-    has_teacher = models.teacher_architecture is not None
-    online = has_teacher and config.teacher.online is not None
-    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
-    check_backend(config.objective.backend, mesh.device)
     parts = [models.students, models.teachers, *([models.teachers] if terms.anchor else [])]
     loss = _loss(config, models, terms, parts)
     runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)

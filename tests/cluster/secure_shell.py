@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.cluster.hosts import Host
 
-# The whole of /etc/ssh as the hosts see it: the machine's own keys and /root/.ssh play no part.
+# The whole of /etc/ssh as the hosts see it: keys that were there before play no part.
 _CLIENT = """\
 Host *
     IdentityFile /etc/ssh/id_ed25519
