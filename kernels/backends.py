@@ -2,13 +2,14 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import compiled, eager
-from .layout import Logits
+from .layout import Logits, Target
 from .spec import LossSpec
 
 BACKENDS = ("auto", "triton", "compiled", "eager")
@@ -26,17 +27,8 @@ class Backend(Protocol):
     def mixtures(self, logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
         """A second pass for two-pass terms: [3 * mixtures, n]."""
 
-    def gradients(
-        self,
-        logits: Logits,
-        scalars: Tensor,
-        spec: LossSpec,
-        student_upstream: Tensor | None,
-        teacher_upstream: Tensor | None,
-        student_out: Tensor | None,
-        teacher_out: Tensor | None,
-    ) -> None:
-        """Both gradients in one pass, written to the outs."""
+    def gradients(self, logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[str, Target]) -> None:
+        """The gradients of "student", "teacher" or both in one pass, written to their targets."""
 
 
 def select_backend(name: str, device: torch.device, num_tokens: int, num_columns: int) -> Backend:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .collectives import group_size
 from .head import Head, HeadGradients
-from .layout import Logits
+from .layout import Logits, Target
 from .passes import Context, FirstPass, TokenValues, begin, finish
 
 
@@ -100,20 +100,19 @@ class ChunkedHeads:
         self, rows: slice, logits: Logits, scalars: Tensor, student_upstream: Tensor, teacher_upstream: Tensor
     ) -> None:
         """Overwrites a chunk's logits with their gradients and adds those of hidden states and head; upstreams [c]."""
-        wants_student = any(x is not None for x in vars(self.student_gradients).values())
-        wants_teacher = self.teacher_gradients.hidden is not None
-        student_grad = logits.student if wants_student else None
-        teacher_grad = logits.teacher if wants_teacher else None
-        self.context.backend.gradients(
-            logits, scalars, self.context.spec, student_upstream, teacher_upstream, student_grad, teacher_grad
-        )
-        for head, grad, gradients in (
-            (self.student, student_grad, self.student_gradients),
-            (self.teacher, teacher_grad, self.teacher_gradients),
+        targets = {}
+        if any(x is not None for x in vars(self.student_gradients).values()):
+            targets["student"] = Target(student_upstream, logits.student)
+        if self.teacher_gradients.hidden is not None and logits.teacher is not None:
+            targets["teacher"] = Target(teacher_upstream, logits.teacher)
+        self.context.backend.gradients(logits, scalars, self.context.spec, targets)
+        for name, head, gradients in (
+            ("student", self.student, self.student_gradients),
+            ("teacher", self.teacher, self.teacher_gradients),
         ):
-            if head is None or grad is None:
+            if head is None or name not in targets:
                 continue
-            head.add_gradients(rows, grad, gradients)
+            head.add_gradients(rows, targets[name].out, gradients)
             if gradients.hidden is not None and group_size(self.context.group) > 1:
                 work = dist.all_reduce(gradients.hidden[rows], group=self.context.group, async_op=True)
                 assert work is not None

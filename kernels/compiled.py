@@ -10,7 +10,7 @@ Code is compiled at the first call of each objective (its terms, not its weights
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import eager, formulas
 from .gradient import Side, label_weight, side_gradient, side_of
-from .layout import Logits, compute_dtype
+from .layout import Logits, Target, compute_dtype
 from .merge import join_parts
 from .spec import LossSpec, Mixture, Scalar, Stat
 
@@ -78,30 +78,25 @@ def _mixtures_code(mixtures: tuple[Mixture, ...], temperature: float, dtype: tor
 
 
 @functools.lru_cache(maxsize=32)
-def _gradients_code(student_side: Side | None, teacher_side: Side | None, dtype: torch.dtype) -> Callable[..., None]:
+def _gradients_code(sides: tuple[Side, ...], dtype: torch.dtype) -> Callable[..., None]:
     def run(
         student: Tensor,
         teacher: Tensor | None,
         scalars: Tensor,
         local_label: Tensor,
         counted: Tensor,
-        student_weights: Tensor,
-        teacher_weights: Tensor,
-        student_out: Tensor | None,
-        teacher_out: Tensor | None,
+        weights: list[Tensor],
+        outs: list[Tensor],
     ) -> None:
-        """Weights [terms + 1, n] are upstream times each term's weight, last that of the one-hot label."""
+        """A side's weights [terms + 1, n] are upstream times each term's weight, last that of the one-hot label."""
         s, t = student.to(dtype), None if teacher is None else teacher.to(dtype)
         columns = torch.arange(student.shape[1], device=student.device, dtype=torch.int32)
         is_label = local_label.unsqueeze(1) == columns
         results = []
-        for side, own, other, weights, out in (
-            (student_side, s, t, student_weights, student_out),
-            (teacher_side, t, s, teacher_weights, teacher_out),
-        ):
-            if side is None or own is None or out is None:
-                continue
-            per_term = [weight.unsqueeze(1) for weight in weights.unbind(0)]
+        for side, side_weights, out in zip(sides, weights, outs, strict=True):
+            own, other = (s, t) if side.name == "student" else (t, s)
+            assert own is not None
+            per_term = [weight.unsqueeze(1) for weight in side_weights.unbind(0)]
             gradient = side_gradient(side, per_term[:-1], own, other, scalars)
             gradient = torch.where(is_label, gradient - per_term[-1], gradient)
             results.append((out, torch.where(counted.unsqueeze(1), gradient, 0.0)))
@@ -191,37 +186,26 @@ def _mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     return total.to(dtype)
 
 
-def gradients(
-    logits: Logits,
-    scalars: Tensor,
-    spec: LossSpec,
-    student_upstream: Tensor | None,
-    teacher_upstream: Tensor | None,
-    student_out: Tensor | None,
-    teacher_out: Tensor | None,
-) -> None:
+def gradients(logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[str, Target]) -> None:
     """See `eager.gradients`."""
     if spec.num_columns == 0 or len(logits.labels) == 0:
-        eager.gradients(logits, scalars, spec, student_upstream, teacher_upstream, student_out, teacher_out)
+        eager.gradients(logits, scalars, spec, targets)
         return
     student, teacher = _columns(logits, 0, spec.num_columns)
-    sides: list[Side | None] = []
+    sides: list[Side] = []
     weights: list[Tensor] = []
-    outs: list[Tensor | None] = []
-    for name, upstream, out, own in (
-        ("student", student_upstream, student_out, logits.student),
-        ("teacher", teacher_upstream, teacher_out, logits.teacher),
-    ):
+    outs: list[Tensor] = []
+    for name, target in targets.items():
         side, term_weights = side_of(spec, name)
-        present = out is not None and upstream is not None
-        sides.append(side if present else None)
+        sides.append(side)
         factors = scalars.new_tensor([*term_weights, label_weight(side, term_weights)])
-        weights.append(factors.unsqueeze(1) * upstream.to(scalars.dtype) if upstream is not None else factors)
-        if out is not None:
-            out[:, spec.num_columns :] = 0
-        narrowed = {"student": student, "teacher": teacher}[name] if out is own else None
-        outs.append(None if out is None else narrowed if narrowed is not None else out[:, : spec.num_columns])
-    code = _gradients_code(sides[0], sides[1], compute_dtype(logits))
+        weights.append(factors.unsqueeze(1) * target.upstream.to(scalars.dtype))
+        target.out[:, spec.num_columns :] = 0
+        own, narrowed = (logits.student, student) if name == "student" else (logits.teacher, teacher)
+        if narrowed is None or target.out is not own:  # in place: one tensor to the compiler, not two
+            narrowed = target.out[:, : spec.num_columns]
+        outs.append(narrowed)
+    code = _gradients_code(tuple(sides), compute_dtype(logits))
     counted = logits.labels != -100
     local_label = (logits.labels - spec.first).int()
-    code(student, teacher, scalars, local_label, counted, weights[0], weights[1], outs[0], outs[1])
+    code(student, teacher, scalars, local_label, counted, weights, outs)

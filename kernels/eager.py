@@ -4,14 +4,14 @@ Temporaries are a bounded number of small blocks (`CPU_BLOCK` keeps them in a co
 the logits is ever allocated besides the gradients that are asked for. Rows without a label are never read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from . import formulas
 from .gradient import label_weight, side_gradient, side_of
-from .layout import Logits, compute_dtype
+from .layout import Logits, Target, compute_dtype
 from .spec import NUM_MIXTURE_SUMS, LossSpec, Scalar, Stat
 
 CPU_BLOCK = 1 << 17  # elements of a block: 512 KiB of fp32, so that the handful in flight stay in cache
@@ -76,25 +76,16 @@ def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     return out
 
 
-def gradients(
-    logits: Logits,
-    scalars: Tensor,
-    spec: LossSpec,
-    student_upstream: Tensor | None,
-    teacher_upstream: Tensor | None,
-    student_out: Tensor | None,
-    teacher_out: Tensor | None,
-) -> None:
-    """Writes both gradients, upstream [n] times the derivative of the objective; a side whose out is None is left out.
+def gradients(logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[str, Target]) -> None:
+    """Writes the gradients of the sides, "student" or "teacher", that have a target.
 
-    student_out, teacher_out  [n, V_local], may be the logits themselves; padding and rows without a label get 0
+    A gradient is upstream times the derivative of the side's objective. An out may be the side's logits themselves;
+    its padding and rows without a label get 0.
     """
     dtype = compute_dtype(logits)
-    outs = [("student", student_upstream, student_out), ("teacher", teacher_upstream, teacher_out)]
-    for _, _, out in outs:
-        if out is not None:
-            out[:, spec.num_columns :] = 0
-            out[logits.labels == -100] = 0
+    for target in targets.values():
+        target.out[:, spec.num_columns :] = 0
+        target.out[logits.labels == -100] = 0
     if spec.num_columns == 0:
         return
     for rows in _blocks(logits, spec):
@@ -102,13 +93,11 @@ def gradients(
         teacher = None if logits.teacher is None else _load(logits.teacher, rows, spec, dtype)
         local_label = logits.labels[rows] - spec.first
         finished = []  # both are computed before either is written: an out may be the logits themselves
-        for name, upstream, out in outs:
-            if out is None or upstream is None:
-                continue
+        for name, target in targets.items():
             own, other = (student, teacher) if name == "student" else (teacher, student)
             assert own is not None
             gradient = _block_gradient(name, own, other, scalars[:, rows], local_label, spec)
-            finished.append((out, gradient * upstream[rows].to(dtype).unsqueeze(1)))
+            finished.append((target.out, gradient * target.upstream[rows].to(dtype).unsqueeze(1)))
         for out, gradient in finished:
             out[rows, : spec.num_columns] = gradient.to(out.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .layout import Logits, row_views
+from .layout import Logits, Target, row_views
 from .passes import Context, begin, finish, weighted_sum
 
 
@@ -44,17 +44,15 @@ class DistillationLoss(torch.autograd.Function):
         spec, backend = ctx.context.spec, ctx.context.backend
         student_grad = _gradient_like(student, ctx.needs_input_grad[0], student_upstream)
         teacher_grad = _gradient_like(teacher, ctx.needs_input_grad[1], teacher_upstream)
-        for rows, (s, t, student_out, teacher_out) in row_views(student, teacher, student_grad, teacher_grad):
+        upstreams = {"student": student_upstream, "teacher": teacher_upstream}
+        for rows, (s, t, *outs) in row_views(student, teacher, student_grad, teacher_grad):
             assert s is not None
-            backend.gradients(
-                Logits(s, t, labels[rows]),
-                scalars[:, rows],
-                spec,
-                None if student_upstream is None else student_upstream[rows],
-                None if teacher_upstream is None else teacher_upstream[rows],
-                student_out,
-                teacher_out,
-            )
+            targets = {
+                name: Target(upstream[rows], out)
+                for (name, upstream), out in zip(upstreams.items(), outs, strict=True)
+                if upstream is not None and out is not None
+            }
+            backend.gradients(Logits(s, t, labels[rows]), scalars[:, rows], spec, targets)
         return student_grad, teacher_grad, None, None
 
 

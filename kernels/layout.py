@@ -16,6 +16,14 @@ class Logits:
     labels: Tensor
 
 
+@dataclass
+class Target:
+    """What one side's gradient is multiplied with, upstream [n], and where it goes, out [n, V_local]."""
+
+    upstream: Tensor
+    out: Tensor
+
+
 def compute_dtype(logits: Logits) -> torch.dtype:
     """fp64 if either input is, else fp32."""
     inputs = [logits.student] if logits.teacher is None else [logits.student, logits.teacher]

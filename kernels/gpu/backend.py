@@ -3,6 +3,7 @@
 Logits that the kernels do not cover are handed to eager code: fp64, and columns that do not lie side by side.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import triton
 from torch import Tensor
 
 from .. import eager
-from ..layout import Logits
+from ..layout import Logits, Target
 from ..merge import join_parts
 from ..spec import NUM_MIXTURE_SUMS, LossSpec, Scalar, Stat
 from .device.backward import gradients_kernel
@@ -109,33 +110,22 @@ def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     return out[0] if len(out) == 1 else out.double().sum(0).float()
 
 
-def gradients_launch(
-    logits: Logits,
-    scalars: Tensor,
-    spec: LossSpec,
-    student_upstream: Tensor | None,
-    teacher_upstream: Tensor | None,
-    student_out: Tensor | None,
-    teacher_out: Tensor | None,
-) -> Launch:
+def gradients_launch(logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[str, Target]) -> Launch:
     """The launch of the backward pass."""
-    upstreams = {"student": student_upstream, "teacher": teacher_upstream}
-    outs = {"student": student_out, "teacher": teacher_out}
-    codes: dict[str, SideCode | None] = {}
+    codes: dict[str, SideCode] = {}
     arguments: dict[str, Any] = {}
-    for name, upstream in upstreams.items():
-        code, weights = side_code(spec, name)
-        present = outs[name] is not None and upstream is not None
-        codes[name] = code if present else None
-        arguments[f"{name}_upstream"] = upstream.float().contiguous() if present and upstream is not None else None
-        arguments[f"{name}_weights"] = weights if present else None
-        arguments |= rows_of(f"{name}_out", outs[name] if present else None)
-        arguments[f"{name.upper()}_SIDE"] = codes[name]
-    needs_teacher = codes["teacher"] is not None or (codes["student"] is not None and codes["student"].needs_other)
+    for name in ("student", "teacher"):
+        upstream = weights = out = None
+        if name in targets:
+            codes[name], weights = side_code(spec, name)
+            upstream, out = targets[name].upstream.float().contiguous(), targets[name].out
+        arguments |= {f"{name}_upstream": upstream, f"{name}_weights": weights} | rows_of(f"{name}_out", out)
+        arguments[f"{name.upper()}_SIDE"] = codes.get(name)
+    needs_teacher = "teacher" in codes or any(code.needs_other for code in codes.values())
     teacher = logits.teacher if needs_teacher else None
     arguments |= rows_of("student", logits.student) | rows_of("teacher", teacher)
     num_tokens = len(logits.labels)
-    vector = vector_length(logits.student, logits.teacher, student_out, teacher_out)
+    vector = vector_length(logits.student, logits.teacher, *(target.out for target in targets.values()))
     parts = Parts.of(num_tokens, spec.num_columns, vector)
     for name in ("teacher", "student_out", "teacher_out"):
         arguments[f"{name.upper()}_ALIGNED"] = arguments[name] is not None and are_aligned(arguments, name, vector)
@@ -148,7 +138,7 @@ def gradients_launch(
         "temperature": spec.temperature,
         "scalars_stride": scalars.stride(0),
         "TEACHER": teacher is not None,
-        "MIXTURES": mixture_code(spec) if any(code is not None and code.mixed for code in codes.values()) else (),
+        "MIXTURES": mixture_code(spec) if any(code.mixed for code in codes.values()) else (),
         "TEACHER_ROW": int(Scalar.TEACHER_MAX),
         "FORWARD_ROW": int(Scalar.FORWARD_KL),
         "BLOCK": LOADS * vector,
@@ -157,20 +147,12 @@ def gradients_launch(
     return Launch(gradients_kernel, (num_tokens, parts.parts), arguments)
 
 
-def gradients(
-    logits: Logits,
-    scalars: Tensor,
-    spec: LossSpec,
-    student_upstream: Tensor | None,
-    teacher_upstream: Tensor | None,
-    student_out: Tensor | None,
-    teacher_out: Tensor | None,
-) -> None:
+def gradients(logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[str, Target]) -> None:
     """See `eager.gradients`."""
-    if not _is_covered(logits, spec, student_out, teacher_out):
-        eager.gradients(logits, scalars, spec, student_upstream, teacher_upstream, student_out, teacher_out)
+    outs = [target.out for target in targets.values()]
+    if not _is_covered(logits, spec, *outs):
+        eager.gradients(logits, scalars, spec, targets)
         return
-    for out in (student_out, teacher_out):
-        if out is not None:
-            out[:, spec.num_columns :] = 0
-    gradients_launch(logits, scalars, spec, student_upstream, teacher_upstream, student_out, teacher_out).run()
+    for out in outs:
+        out[:, spec.num_columns :] = 0
+    gradients_launch(logits, scalars, spec, targets).run()

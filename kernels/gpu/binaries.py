@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from ..layout import Logits
+from ..layout import Logits, Target
 from ..spec import NUM_MIXTURE_SUMS, NUM_SCALARS, LossSpec
 from ..terms import Objective, parse_objective
 from .backend import gradients_launch, mixtures_launch, statistics_launch
@@ -143,11 +143,9 @@ class Case:
     def gradients(self) -> Launch:
         """Backward; a teacher without an objective is frozen."""
         scalars = _meta(NUM_SCALARS + NUM_MIXTURE_SUMS * len(self.spec.mixtures), NUM_TOKENS)
-        student_out, teacher_out = (_meta(NUM_TOKENS, self.width, dtype=self.dtype) for _ in range(2))
-        upstream = _meta(NUM_TOKENS)
-        if not self.spec.trains_teacher:
-            return gradients_launch(self.logits, scalars, self.spec, upstream, None, student_out, None)
-        return gradients_launch(self.logits, scalars, self.spec, upstream, upstream, student_out, teacher_out)
+        names = ("student", "teacher") if self.spec.trains_teacher else ("student",)
+        targets = {name: Target(_meta(NUM_TOKENS), _meta(NUM_TOKENS, self.width, dtype=self.dtype)) for name in names}
+        return gradients_launch(self.logits, scalars, self.spec, targets)
 
 
 def launches(width: int) -> Iterator[tuple[str, Launch]]:
