@@ -1,6 +1,7 @@
 """Heads and loss: `linear_distillation_loss` against both heads' whole logits and `distillation_loss` on them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,11 +9,11 @@ from torch import Tensor
 
 from megaokd.benchmark.dense import dense_joint
 from megaokd.benchmark.measure import Call, Gradients, Row, agreeing, measure
-from megaokd.benchmark.problem import OKD
+from megaokd.benchmark.problem import OKD, Expected, check
 from megaokd.kernels import distillation_loss, linear_distillation_loss
 
 HIDDEN = 512
-TOLERANCE = 1e-4  # relative to the largest gradient, against fp32 autograd of the dense formula
+TOLERANCE = 1e-4  # relative to the loss and to the largest gradient, against fp32 autograd of the dense formula
 
 
 @dataclass
@@ -46,6 +47,17 @@ class HeadProblem:
         """What gets a gradient."""
         return (self.hidden[0], self.weights[0], self.hidden[1])
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What both forms are told besides tensors."""
+        return {
+            "student": OKD[0],
+            "teacher": OKD[1],
+            "group": self.group,
+            "vocab_start": self.first,
+            "vocab_size": self.vocab,
+        }
+
 
 def fused(problem: HeadProblem) -> Call:
     """`linear_distillation_loss` and its gradients."""
@@ -53,11 +65,7 @@ def fused(problem: HeadProblem) -> Call:
     def call() -> tuple[Tensor, Gradients]:
         out = linear_distillation_loss(
             *(problem.hidden[0], problem.weights[0], problem.hidden[1], problem.weights[1], problem.labels),
-            student=OKD[0],
-            teacher=OKD[1],
-            group=problem.group,
-            vocab_start=problem.first,
-            vocab_size=problem.vocab,
+            **problem.options,
         )
         total = out.student_loss + out.teacher_loss
         return total.detach(), torch.autograd.grad(total, problem.wanted)
@@ -70,14 +78,7 @@ def unfused(problem: HeadProblem) -> Call:
 
     def call() -> tuple[Tensor, Gradients]:
         logits = [x @ w.t() for x, w in zip(problem.hidden, problem.weights, strict=True)]
-        out = distillation_loss(
-            *(logits[0], logits[1], problem.labels),
-            student=OKD[0],
-            teacher=OKD[1],
-            group=problem.group,
-            vocab_start=problem.first,
-            vocab_size=problem.vocab,
-        )
+        out = distillation_loss(logits[0], logits[1], problem.labels, **problem.options)
         del logits
         total = out.student_loss.sum() + out.teacher_loss.sum()
         gradients = torch.autograd.grad(total, problem.wanted)
@@ -97,18 +98,15 @@ def measure_fused(
     rows = [Row("MegaOKD, fused", fused(problem)), Row("MegaOKD on whole logits", unfused(problem))]
     expected = _expected(HeadProblem.create(num_tokens, vocab, device, None), problem)
     for row in rows:
-        for ours, exact in zip(row.call()[1], expected, strict=True):
-            error = float((ours - exact).abs().max() / exact.abs().max())
-            if not error <= TOLERANCE:
-                row.refused = f"a gradient {error:.1e} off, relative to the largest"
+        check(row, expected, TOLERANCE)
     measure(agreeing(rows, group), repetitions, device, group)
     return rows
 
 
-def _expected(whole: HeadProblem, mine: HeadProblem) -> Gradients:
+def _expected(whole: HeadProblem, mine: HeadProblem) -> Expected:
     """By autograd through the dense formula on unsharded heads; of the head's gradient this rank's rows."""
     logits = [x @ w.t() for x, w in zip(whole.hidden, whole.weights, strict=True)]
     total = dense_joint(logits[0], logits[1], whole.labels)
     hidden, weight, teacher_hidden = torch.autograd.grad(total, whole.wanted)
     rows = slice(mine.first, mine.first + len(mine.weights[0]))
-    return hidden, weight[rows].clone(), teacher_hidden
+    return Expected(float(total.detach()), (hidden, weight[rows].clone(), teacher_hidden))

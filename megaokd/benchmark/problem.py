@@ -40,11 +40,11 @@ class Problem:
 
 @dataclass
 class Expected:
-    """Summed loss of the whole problem; gradients of the first `CHUNK` tokens, fp64."""
+    """Summed loss of the whole problem; gradients, of logits those of the first `CHUNK` tokens."""
 
     total: float
-    teacher_entropy: float
     gradients: Gradients
+    teacher_entropy: float = 0.0
 
 
 def expect(problem: Problem, objective: str) -> Expected:
@@ -62,7 +62,7 @@ def expect(problem: Problem, objective: str) -> Expected:
         entropy -= float((log_p.exp() * log_p).sum())
         if start == 0:
             first = torch.autograd.grad(summed, (s, t) if teacher_terms else (s,))
-    return Expected(total, entropy, first)
+    return Expected(total, first, entropy)
 
 
 def check(row: Row, expected: Expected, tolerance: float, *, offset: float = 0.0) -> None:
