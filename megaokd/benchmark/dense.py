@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def dense_forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Summed KL(teacher || student) of logits [N, V], in fp32."""
+def dense_forward_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Summed KL(teacher || student) of logits [N, V], in fp32; the labels of a `peers.Loss` play no part."""
     log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from megaokd.benchmark.fused import measure_fused
-from megaokd.benchmark.logits import ours
+from megaokd.benchmark.logits import by_autograd, ours
 from megaokd.benchmark.measure import Call, Gradients, Row, agreeing, measure
-from megaokd.benchmark.problem import OKD, TOLERANCE, Problem, check, expect
-from megaokd.kernels import distillation_loss
+from megaokd.benchmark.problem import TOLERANCE, Problem, check, expect
 
 
 class _FiveCollectives(torch.autograd.Function):
@@ -53,12 +52,7 @@ class _FiveCollectives(torch.autograd.Function):
 
 
 def _five(shard: Problem, first: int, group: dist.ProcessGroup) -> Call:
-    def call() -> tuple[Tensor, Gradients]:
-        inputs = (shard.student, shard.teacher)
-        total: Tensor = _FiveCollectives.apply(*inputs, shard.labels, first, group)
-        return total.detach(), torch.autograd.grad(total, inputs)
-
-    return call
+    return by_autograd(shard, "both", lambda *inputs: _FiveCollectives.apply(*inputs, first, group))
 
 
 def _gathered(shard: Problem, first: int, group: dist.ProcessGroup) -> Call:
@@ -77,18 +71,6 @@ def _gathered(shard: Problem, first: int, group: dist.ProcessGroup) -> Call:
     return call
 
 
-def _ours(shard: Problem, first: int, vocab: int, group: dist.ProcessGroup) -> Call:
-    def call() -> tuple[Tensor, Gradients]:
-        inputs = (shard.student, shard.teacher)
-        out = distillation_loss(
-            *(*inputs, shard.labels), student=OKD[0], teacher=OKD[1], group=group, vocab_start=first, vocab_size=vocab
-        )
-        total = out.student_loss.sum() + out.teacher_loss.sum()
-        return total.detach(), torch.autograd.grad(total, inputs)
-
-    return call
-
-
 def _measure_rank(num_tokens: int, vocab: int, group: dist.ProcessGroup, repetitions: int) -> list[Row]:
     device = torch.device("cpu")
     whole = Problem.create(num_tokens, vocab, torch.float32, device)
@@ -101,7 +83,7 @@ def _measure_rank(num_tokens: int, vocab: int, group: dist.ProcessGroup, repetit
     shard = Problem(s, t, whole.labels)
     del whole
     rows = [
-        Row("MegaOKD", _ours(shard, columns.start, vocab, group)),
+        Row("MegaOKD", ours(shard, "both", group=group, vocab_start=columns.start, vocab_size=vocab)),
         Row("all logits gathered, then MegaOKD", _gathered(shard, columns.start, group)),
         Row("five all-reduces, torch formula", _five(shard, columns.start, group)),
     ]

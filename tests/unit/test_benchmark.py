@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megaokd.benchmark import peers
 from megaokd.benchmark.dense import dense_joint
-from megaokd.benchmark.logits import ours
+from megaokd.benchmark.logits import by_autograd, ours
 from megaokd.benchmark.measure import Call, Row, agreeing, measure, peak_bytes
 from megaokd.benchmark.problem import Problem, check, expect
 from megaokd.benchmark.report import Report, Table, Traffic
@@ -17,12 +17,7 @@ CPU = torch.device("cpu")
 
 
 def _dense(problem: Problem, change: Callable[[Tensor], Tensor]) -> Call:
-    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
-        inputs = (problem.student, problem.teacher)
-        total = change(dense_joint(*inputs, problem.labels))
-        return total.detach(), torch.autograd.grad(total, inputs)
-
-    return call
+    return by_autograd(problem, "both", lambda *inputs: change(dense_joint(*inputs)))
 
 
 def test_a_row_that_disagrees_is_not_measured() -> None:
