@@ -20,7 +20,7 @@ from . import eager, formulas
 from .gradient import Side, label_weight, side_gradient, side_of
 from .layout import Logits, Target, compute_dtype
 from .merge import join_parts
-from .spec import LossSpec, Mixture, Scalar, Stat
+from .spec import LossSpec, Mixture, Stat
 
 BLOCK = 1280
 ROWS = 128
@@ -69,9 +69,7 @@ def _mixtures_code(mixtures: tuple[Mixture, ...], temperature: float, dtype: tor
         num_tokens, num_blocks, _ = student.shape
         per_block = scalars.repeat_interleave(num_blocks, dim=1)
         s, t = (x.to(dtype).flatten(0, 1) for x in (student, teacher))
-        log_q = formulas.log_probabilities(s, per_block, Scalar.STUDENT_MAX, temperature)
-        log_p = formulas.log_probabilities(t, per_block, Scalar.TEACHER_MAX, temperature)
-        sums = [row for mixture in mixtures for row in formulas.mixture_sums(log_p, log_q, mixture)]
+        sums = formulas.block_mixtures(s, t, per_block, mixtures, temperature)
         return torch.stack([row.view(num_tokens, num_blocks).t() for row in sums], dim=1)
 
     return _compile(run)
@@ -180,9 +178,8 @@ def _mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     student, teacher = _columns(logits, num_blocks * width, spec.num_columns)
     if student.shape[1]:
         assert teacher is not None
-        log_q = formulas.log_probabilities(student.to(dtype), scalars, Scalar.STUDENT_MAX, spec.temperature)
-        log_p = formulas.log_probabilities(teacher.to(dtype), scalars, Scalar.TEACHER_MAX, spec.temperature)
-        total += torch.stack([x for mixture in spec.mixtures for x in formulas.mixture_sums(log_p, log_q, mixture)])
+        student, teacher = student.to(dtype), teacher.to(dtype)
+        total += torch.stack(formulas.block_mixtures(student, teacher, scalars, spec.mixtures, spec.temperature))
     return total.to(dtype)
 
 

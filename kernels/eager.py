@@ -12,7 +12,7 @@ from torch import Tensor
 from . import formulas
 from .gradient import label_weight, side_gradient, side_of
 from .layout import Logits, Target, compute_dtype
-from .spec import NUM_MIXTURE_SUMS, LossSpec, Scalar, Stat
+from .spec import NUM_MIXTURE_SUMS, LossSpec, Stat
 
 CPU_BLOCK = 1 << 17  # elements of a block: 512 KiB of fp32, so that the handful in flight stay in cache
 GPU_BLOCK = 1 << 24
@@ -64,15 +64,9 @@ def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     if spec.num_columns == 0:
         return out
     for rows in _blocks(logits, spec):
-        row_scalars = scalars[:, rows]
-        log_q = formulas.log_probabilities(
-            _load(logits.student, rows, spec, dtype), row_scalars, Scalar.STUDENT_MAX, spec.temperature
-        )
-        log_p = formulas.log_probabilities(
-            _load(logits.teacher, rows, spec, dtype), row_scalars, Scalar.TEACHER_MAX, spec.temperature
-        )
-        sums = [formulas.mixture_sums(log_p, log_q, mixture) for mixture in spec.mixtures]
-        out[:, rows] = torch.stack([row for three in sums for row in three])
+        student, teacher = (_load(x, rows, spec, dtype) for x in (logits.student, logits.teacher))
+        sums = formulas.block_mixtures(student, teacher, scalars[:, rows], spec.mixtures, spec.temperature)
+        out[:, rows] = torch.stack(sums)
     return out
 
 

@@ -99,3 +99,12 @@ def mixture_sums(log_p: Tensor, log_q: Tensor, mixture: Mixture) -> list[Tensor]
     total = product(p, log_p_m).sum(1)
     overlap = (log_q.exp() * log_p_m.exp()).sum(1)
     return [total, overlap, torch.zeros_like(total)]
+
+
+def block_mixtures(
+    student: Tensor, teacher: Tensor, scalars: Tensor, mixtures: tuple[Mixture, ...], temperature: float
+) -> list[Tensor]:
+    """`mixture_sums` of every mixture for one block of columns, each [n], from raw logits and scalars [K, n]."""
+    log_q = log_probabilities(student, scalars, Scalar.STUDENT_MAX, temperature)
+    log_p = log_probabilities(teacher, scalars, Scalar.TEACHER_MAX, temperature)
+    return [row for mixture in mixtures for row in mixture_sums(log_p, log_q, mixture)]

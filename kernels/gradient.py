@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .formulas import log_mixture, log_probabilities, log_ratio, product
 from .spec import LossSpec, Scalar
-from .terms import CROSS_ENTROPY, Term
+from .terms import CROSS_ENTROPY, TWO_PASS, Term
 
 MIRRORED = {
     "forward_kl": "reverse_kl",
@@ -66,7 +66,7 @@ def label_weight(side: Side, weights: Sequence[float]) -> float:
 
 def _own_term(term: Term, name: str, spec: LossSpec) -> OwnTerm:
     sums: tuple[int, ...] = ()
-    if term.kind in {mixture.kind for mixture in spec.mixtures}:
+    if term.kind in TWO_PASS:
         first = spec.scalar_row(term)
         sums = (first, first + 1)
     if name == "teacher":
