@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from loss_cases import MIXES, Example, assert_near, backward, expect, make_example
+from loss_cases import MIXES, Example, assert_expected, assert_near, backward, expect, make_example, mixed_loss
 from sharded_worker import BOUNDS, launch
 from test_loss_sharded import check_sharded
 from torch import Tensor
@@ -18,7 +18,6 @@ from megaokd.kernels import DistillationOutput, distillation_loss, eager, linear
 from megaokd.kernels.gpu import backend
 from megaokd.kernels.gpu import launch as launches
 
-JOINT = MIXES["joint"]
 EVERYTHING = MIXES["everything"]
 THREE_BLOCKS = 2051  # of fp32
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -37,16 +36,7 @@ def run(
 ) -> tuple[DistillationOutput, Tensor, Tensor]:
     """Loss and both gradients from leaves made of these logits."""
     student, teacher = student.detach().requires_grad_(), teacher.detach().requires_grad_()
-    terms = MIXES[mix]
-    out = distillation_loss(
-        student,
-        teacher,
-        example.labels,
-        student=terms[0],
-        teacher=terms[1],
-        temperature=temperature,
-        backend=name,
-    )
+    out = mixed_loss(mix, student, teacher, example.labels, temperature=temperature, backend=name)
     return out, *backward(out, example, student, teacher)
 
 
@@ -55,11 +45,7 @@ def check(example: Example, mix: str, temperature: float = 1.0, tolerance: float
     student, teacher = example.student.float(), example.teacher.float()
     example.student, example.teacher = student.clone(), teacher.clone()
     expected = expect(example, mix, temperature)
-    out, student_grad, teacher_grad = run(example, mix, temperature, student, teacher)
-    assert_near(out.student_loss, expected.student_loss, tolerance)
-    assert_near(out.teacher_loss, expected.teacher_loss, tolerance)
-    assert_near(student_grad, expected.student_grad, tolerance)
-    assert_near(teacher_grad, expected.teacher_grad, tolerance)
+    assert_expected(*run(example, mix, temperature, student, teacher), expected, tolerance)
     assert torch.equal(student, example.student)
     assert torch.equal(teacher, example.teacher)
 
@@ -124,14 +110,8 @@ def test_strides_and_padding(widths: tuple[int, int], start: int) -> None:
         leaf[:, :2, start : start + THREE_BLOCKS] = logits.view(2, 2, -1).float()
         leaf[0, 1] = math.nan  # the ignored row
         leaves.append(leaf.requires_grad_())
-    out = distillation_loss(
-        *(leaf[:, :2, start:] for leaf in leaves),
-        example.labels.view(2, 2),
-        student=EVERYTHING[0],
-        teacher=EVERYTHING[1],
-        vocab_size=THREE_BLOCKS,
-        backend="triton",
-    )
+    views = (leaf[:, :2, start:] for leaf in leaves)
+    out = mixed_loss("everything", *views, example.labels.view(2, 2), vocab_size=THREE_BLOCKS, backend="triton")
     out.student_loss, out.teacher_loss = out.student_loss.flatten(), out.teacher_loss.flatten()
     grads = backward(out, example, *leaves)
     assert_near(out.student_loss, expected.student_loss, 3e-6)
@@ -275,9 +255,7 @@ def test_no_loss_tokens(num_tokens: int) -> None:
     student, teacher = torch.randn(2, num_tokens, 1027).unbind()
     student.requires_grad_(), teacher.requires_grad_()
     labels = torch.full((num_tokens,), -100)
-    out = distillation_loss(
-        student, teacher, labels, student=EVERYTHING[0], teacher=EVERYTHING[1], temperature=2.0, backend="triton"
-    )
+    out = mixed_loss("everything", student, teacher, labels, temperature=2.0, backend="triton")
     (out.student_loss.sum() + out.teacher_loss.sum()).backward()
     assert out.student_loss.tolist() == [0.0] * num_tokens
     for leaf in (student, teacher):

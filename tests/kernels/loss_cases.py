@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megaokd.kernels import DistillationOutput, Term
+from megaokd.kernels import DistillationOutput, Term, distillation_loss
 from megaokd.kernels.reference import reference_loss
 
 MIXES: dict[str, tuple[list[Term], list[Term]]] = {
@@ -80,12 +81,28 @@ def expect(example: Example, mix: str, temperature: float) -> Expected:
     return Expected(losses[0].detach(), losses[1].detach(), grads[0], grads[1])
 
 
+def mixed_loss(mix: str, student: Tensor, teacher: Tensor, labels: Tensor, **options: Any) -> DistillationOutput:
+    """`distillation_loss` with the terms of a mix."""
+    terms = MIXES[mix]
+    return distillation_loss(student, teacher, labels, student=terms[0], teacher=terms[1], **options)
+
+
 def backward(out: DistillationOutput, example: Example, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of both losses under the example's upstream gradients."""
     upstream = [example.student_upstream.to(out.student_loss), example.teacher_upstream.to(out.student_loss)]
     total = (out.student_loss * upstream[0]).sum() + (out.teacher_loss * upstream[1]).sum()
     student_grad, teacher_grad = torch.autograd.grad(total, (student, teacher), allow_unused=True)
     return student_grad, teacher_grad
+
+
+def assert_expected(
+    out: DistillationOutput, student_grad: Tensor, teacher_grad: Tensor, expected: Expected, tolerance: float
+) -> None:
+    """Both losses and both gradients near the reference's."""
+    assert_near(out.student_loss, expected.student_loss, tolerance)
+    assert_near(out.teacher_loss, expected.teacher_loss, tolerance)
+    assert_near(student_grad, expected.student_grad, tolerance)
+    assert_near(teacher_grad, expected.teacher_grad, tolerance)
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:

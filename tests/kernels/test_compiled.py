@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_cases import MIXES, assert_near, backward, expect, make_example
+from loss_cases import MIXES, assert_expected, assert_near, backward, expect, make_example, mixed_loss
 
 from megaokd.kernels import Term, compiled, distillation_loss, linear_distillation_loss
 
@@ -22,24 +22,11 @@ def test_matches_reference(mix: str, temperature: float, vocab: int) -> None:
     student, teacher = example.student.float().requires_grad_(), example.teacher.float().requires_grad_()
     example.student, example.teacher = student.detach(), teacher.detach()
     expected = expect(example, mix, temperature)
-    terms = MIXES[mix]
     outs = [
-        distillation_loss(
-            student,
-            teacher,
-            example.labels,
-            student=terms[0],
-            teacher=terms[1],
-            temperature=temperature,
-            backend=backend,
-        )
+        mixed_loss(mix, student, teacher, example.labels, temperature=temperature, backend=backend)
         for backend in ("compiled", "eager")
     ]
-    student_grad, teacher_grad = backward(outs[0], example, student, teacher)
-    assert_near(outs[0].student_loss, expected.student_loss, 3e-6)
-    assert_near(outs[0].teacher_loss, expected.teacher_loss, 3e-6)
-    assert_near(student_grad, expected.student_grad, 3e-6)
-    assert_near(teacher_grad, expected.teacher_grad, 3e-6)
+    assert_expected(outs[0], *backward(outs[0], example, student, teacher), expected, 3e-6)
     for name, value in outs[1].metrics.items():
         assert_near(outs[0].metrics[name], value, 3e-6)
 
@@ -54,10 +41,7 @@ def test_ruled_out_tokens(mix: str) -> None:
         student[2:4, 43] = teacher[2:4, 43] = -math.inf
         example.labels[2:4] = 0
         student.requires_grad_(), teacher.requires_grad_()
-        terms = MIXES[mix]
-        out = distillation_loss(
-            student, teacher, example.labels, student=terms[0], teacher=terms[1], temperature=2.0, backend=backend
-        )
+        out = mixed_loss(mix, student, teacher, example.labels, temperature=2.0, backend=backend)
         results.append([out.student_loss, out.teacher_loss, *backward(out, example, student, teacher)])
     for ours, exact in zip(*results, strict=True):
         assert bool(exact.isfinite().all())

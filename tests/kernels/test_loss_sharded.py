@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-from loss_cases import MIXES, Expected, assert_near, backward, expect, make_example
+from loss_cases import MIXES, Expected, assert_expected, assert_near, backward, expect, make_example, mixed_loss
 from sharded_worker import BOUNDS, VOCAB, CountedCollectives, launch, shard_of
 
 from megaokd.kernels import distillation_loss, linear_distillation_loss
@@ -28,17 +28,15 @@ def check_sharded(
     example.labels[2:4] = torch.tensor([bounds[1], max(bounds[1] - 1, 0)]).clamp(max=VOCAB - 1)  # on a shard's edge
     full = [example.student.to(dtype), example.teacher.to(dtype)]
     example.student, example.teacher = full
-    expected: Expected = expect(example, mix, temperature)
     columns = shard_of(bounds, group.rank())
+    whole = expect(example, mix, temperature)
+    grads = whole.student_grad[:, columns], whole.teacher_grad[:, columns]
+    expected = Expected(whole.student_loss, whole.teacher_loss, *grads)
     student, teacher = (x[:, columns].clone().requires_grad_() for x in full)
-    terms = MIXES[mix]
     with CountedCollectives() as forward_calls:
-        out = distillation_loss(
-            student,
-            teacher,
-            example.labels,
-            student=terms[0],
-            teacher=terms[1],
+        out = mixed_loss(
+            mix,
+            *(student, teacher, example.labels),
             temperature=temperature,
             group=group,
             vocab_start=columns.start,
@@ -46,14 +44,11 @@ def check_sharded(
             backend=backend,
         )
     with CountedCollectives() as backward_calls:
-        student_grad, teacher_grad = backward(out, example, student, teacher)
+        gradients = backward(out, example, student, teacher)
     calls = 0 if group.size() == 1 else 2 if mix in TWO_PASS else 1
     assert forward_calls.counts == ({"allgather_": calls} if calls else {})
     assert backward_calls.counts == {}
-    assert_near(out.student_loss, expected.student_loss, tolerance)
-    assert_near(out.teacher_loss, expected.teacher_loss, tolerance)
-    assert_near(student_grad, expected.student_grad[:, columns], tolerance)
-    assert_near(teacher_grad, expected.teacher_grad[:, columns], tolerance)
+    assert_expected(out, *gradients, expected, tolerance)
 
 
 def every_mix(group: dist.ProcessGroup) -> None:
@@ -112,16 +107,7 @@ def padding_differs(group: dist.ProcessGroup) -> None:
     padded[0][:, :VOCAB], padded[1][:, :VOCAB] = example.student, example.teacher
     start = group.rank() * width
     student, teacher = (x[:, start : start + width].clone().requires_grad_() for x in padded)
-    out = distillation_loss(
-        student,
-        teacher,
-        example.labels,
-        student=MIXES["everything"][0],
-        teacher=MIXES["everything"][1],
-        group=group,
-        vocab_start=start,
-        vocab_size=VOCAB,
-    )
+    out = mixed_loss("everything", student, teacher, example.labels, group=group, vocab_start=start, vocab_size=VOCAB)
     grads = backward(out, example, student, teacher)
     real = max(0, min(width, VOCAB - start))
     assert_near(out.student_loss, expected.student_loss, 1e-13)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_cases import MIXES, assert_near, backward, expect, make_example
+from loss_cases import MIXES, assert_expected, assert_near, backward, expect, make_example, mixed_loss
 
 from megaokd.kernels import Term, distillation_loss
 
@@ -15,16 +15,9 @@ def test_matches_reference(mix: str, temperature: float, dtype: torch.dtype, tol
     student, teacher = example.student.to(dtype).requires_grad_(), example.teacher.to(dtype).requires_grad_()
     example.student, example.teacher = student.detach(), teacher.detach()
     expected = expect(example, mix, temperature)
-    terms = MIXES[mix]
-    out = distillation_loss(
-        student, teacher, example.labels, student=terms[0], teacher=terms[1], temperature=temperature
-    )
-    student_grad, teacher_grad = backward(out, example, student, teacher)
+    out = mixed_loss(mix, student, teacher, example.labels, temperature=temperature)
     assert out.student_loss.dtype == out.teacher_loss.dtype == dtype
-    assert_near(out.student_loss, expected.student_loss, tolerance)
-    assert_near(out.teacher_loss, expected.teacher_loss, tolerance)
-    assert_near(student_grad, expected.student_grad, tolerance)
-    assert_near(teacher_grad, expected.teacher_grad, tolerance)
+    assert_expected(out, *backward(out, example, student, teacher), expected, tolerance)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -34,8 +27,7 @@ def test_low_precision_is_as_good_as_the_torch_formula(mix: str) -> None:
     student, teacher = example.student.bfloat16().requires_grad_(), example.teacher.bfloat16().requires_grad_()
     example.student, example.teacher = student.detach(), teacher.detach()
     expected = expect(example, mix, 1.0)
-    terms = MIXES[mix]
-    out = distillation_loss(student, teacher, example.labels, student=terms[0], teacher=terms[1])
+    out = mixed_loss(mix, student, teacher, example.labels)
     for ours, exact in zip(
         backward(out, example, student, teacher), (expected.student_grad, expected.teacher_grad), strict=True
     ):
@@ -50,17 +42,12 @@ def test_gradcheck(mix: str) -> None:
     """Each side's gradient against finite differences of its own loss; tvd is not smooth."""
     example = make_example(3, 11)
     student, teacher = example.student.requires_grad_(), example.teacher.requires_grad_()
-    terms = MIXES[mix]
 
     def student_loss(logits: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(
-            logits, teacher.detach(), example.labels, student=terms[0], teacher=terms[1], temperature=2.0
-        ).student_loss
+        return mixed_loss(mix, logits, teacher.detach(), example.labels, temperature=2.0).student_loss
 
     def teacher_loss(logits: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(
-            student.detach(), logits, example.labels, student=terms[0], teacher=terms[1], temperature=2.0
-        ).teacher_loss
+        return mixed_loss(mix, student.detach(), logits, example.labels, temperature=2.0).teacher_loss
 
     assert torch.autograd.gradcheck(student_loss, (student,))
     assert torch.autograd.gradcheck(teacher_loss, (teacher,))

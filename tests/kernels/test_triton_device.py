@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from loss_cases import MIXES, assert_near, backward, expect, make_example
-
-from megaokd.kernels import distillation_loss
+from loss_cases import MIXES, assert_near, backward, expect, make_example, mixed_loss
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -23,15 +21,8 @@ def test_matches_reference(mix: str, temperature: float, vocab: int, num_tokens:
     expected = expect(example, mix, temperature)
     for dtype in (torch.float32, torch.bfloat16):
         student, teacher = (x.to(DEVICE, dtype).requires_grad_() for x in (example.student, example.teacher))
-        out = distillation_loss(
-            student,
-            teacher,
-            example.labels.to(DEVICE),
-            student=MIXES[mix][0],
-            teacher=MIXES[mix][1],
-            temperature=temperature,
-            backend="triton",
-        )
+        labels = example.labels.to(DEVICE)
+        out = mixed_loss(mix, student, teacher, labels, temperature=temperature, backend="triton")
         grads = backward(out, example, student, teacher)
         assert_near(out.student_loss.cpu(), expected.student_loss, 3e-6)
         assert_near(out.teacher_loss.cpu(), expected.teacher_loss, 3e-6)
