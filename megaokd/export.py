@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.engine.step import runner_inputs
+from megaokd.files import make_empty
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
@@ -39,14 +40,13 @@ def export_student(run: Run, folder: Path) -> None:
     """
     dtype = run.config.checkpoint.export_dtype
     if run.mesh.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_empty(folder)
         if run.config.student.path is not None:
             copy_model_files(Path(run.config.student.path), folder, dtype=dtype)
         elif run.config.student.from_teacher is not None and run.config.teacher.path is not None:
             copy_model_files(Path(run.config.teacher.path), folder)
             values = derived_config(run.config.teacher.path, run.models.student_architecture)
-            _write_json(folder / "config.json", {**values, "dtype": dtype})
+            write_json(folder / "config.json", {**values, "dtype": dtype})
         else:
             _write_own_files(run, folder, dtype)
     dist.barrier()
@@ -64,7 +64,7 @@ def copy_model_files(source: Path, folder: Path, *, dtype: str = "float32") -> N
     values = read_json_object(folder / "config.json")
     if values.get("dtype", values.get("torch_dtype")) != dtype:
         values.pop("torch_dtype", None)
-        _write_json(folder / "config.json", {**values, "dtype": dtype})
+        write_json(folder / "config.json", {**values, "dtype": dtype})
 
 
 def _write_own_files(run: Run, folder: Path, dtype: str) -> None:
@@ -73,12 +73,13 @@ def _write_own_files(run: Run, folder: Path, dtype: str) -> None:
     values = huggingface_config(
         run.models.student_architecture, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
     )
-    _write_json(folder / "config.json", {**values, "dtype": dtype})
+    write_json(folder / "config.json", {**values, "dtype": dtype})
     for file in tokenizer_folder.iterdir():
         shutil.copy(file, folder / file.name)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """As `transformers` writes it: sorted and indented."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

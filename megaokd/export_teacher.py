@@ -4,8 +4,6 @@ A file's matrix may hold several of our projections (q, k and v in one). PEFT kn
 stacked: the A's below one another, the B's on the diagonal of a larger B, with alpha grown as the rank has.
 """
 
-import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +17,8 @@ from safetensors.torch import save_file
 from megaokd.config import Config
 from megaokd.distill.low_rank import LowRankAdapter
 from megaokd.errors import UserError
-from megaokd.export import copy_model_files
+from megaokd.export import copy_model_files, write_json
+from megaokd.files import make_empty
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_weights import export_weights, gather_whole
@@ -139,11 +138,9 @@ def _write_adapter(adapters: dict[str, FileAdapter], source: str, folder: Path) 
         "rank_pattern": {name: item.rank for name, item in stacked.items()},
         "alpha_pattern": {name: item.alpha for name, item in stacked.items()},
     }
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_empty(folder)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "adapter_config.json", values)
 
 
 def export_merged_teacher(
@@ -154,8 +151,7 @@ def export_merged_teacher(
     Collective over the world; no collective beside those of `export_weights`: a product of two shards is a shard.
     """
     if mesh.is_main:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_empty(folder)
         copy_model_files(Path(source), folder, dtype=dtype)
     dist.barrier()
     export_weights(teachers, folder, mesh, named=merged_layouts)

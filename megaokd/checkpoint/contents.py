@@ -4,9 +4,7 @@
  "sha256": ".. of the three above"}
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Any
 
 from megaokd.checkpoint.state import RunState
 from megaokd.errors import UserError
+from megaokd.files import file_sha256, json_sha256, write_whole
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
-_CHUNK = 1 << 24
 
 
 class DamagedError(Exception):
@@ -34,11 +32,7 @@ class FileEntry:
     @classmethod
     def of(cls, path: Path) -> "FileEntry":
         """Read a file and describe it."""
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(_CHUNK):
-                digest.update(block)
-        return cls(path.stat().st_size, digest.hexdigest())
+        return cls(path.stat().st_size, file_sha256(path))
 
 
 @dataclass(frozen=True)
@@ -56,14 +50,8 @@ def write_contents(path: Path, contents: Contents) -> None:
         "state": asdict(contents.state),
         "files": {name: asdict(entry) for name, entry in sorted(contents.files.items())},
     }
-    values["sha256"] = _checksum(values)
-    partial = path / f"{STATE_FILE}.new"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path / STATE_FILE)
-    sync_folder(path)
+    values["sha256"] = json_sha256(values)
+    write_whole(path / STATE_FILE, json.dumps(values, indent=2))
 
 
 def read_contents(path: Path) -> Contents:
@@ -78,7 +66,7 @@ def read_contents(path: Path) -> Contents:
     except (OSError, ValueError) as error:
         raise DamagedError(f"{STATE_FILE} cannot be read ({error})") from None
     checksum = values.pop("sha256", None) if isinstance(values, dict) else None
-    if checksum is None or checksum != _checksum(values):
+    if checksum is None or checksum != json_sha256(values):
         if isinstance(values, dict) and values.get("format_version") == 1:  # the one format without checksums
             raise _other_version(path, 1)
         raise DamagedError(f"{STATE_FILE} is not what was written")
@@ -105,21 +93,8 @@ def check_files(path: Path, files: Mapping[str, FileEntry], names: Sequence[str]
             raise DamagedError(f"{name} has another checksum than when it was written")
 
 
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _other_version(path: Path, version: int) -> UserError:
     return UserError(
         f"{path} has checkpoint format {version}, this version of MegaOKD reads {FORMAT_VERSION}; continue it with the "
         "version that wrote it, or start in another checkpoint.folder"
     )
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

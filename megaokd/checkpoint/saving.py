@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from megaokd.agreement import together
-from megaokd.checkpoint.contents import Contents, FileEntry, sync_folder, write_contents
+from megaokd.checkpoint.contents import Contents, FileEntry, write_contents
 from megaokd.checkpoint.state import PARTIAL, RunState, checkpoint_path, prune
 from megaokd.checkpoint.tensors import own_files, write_tensors
 from megaokd.config import Checkpoint
 from megaokd.errors import RunError
+from megaokd.files import make_empty, sync_folder
 from megaokd.mesh import ParallelMesh
 
 
@@ -38,7 +39,7 @@ class CheckpointWriter:
         final = checkpoint_path(folder, state.step)
         partial = final.with_suffix(PARTIAL)
         try:
-            together(self._on_main(lambda: _make_empty(partial)), group)
+            together(self._on_main(lambda: make_empty(partial)), group)
             write_tensors(partial, tensors, group)
             found = together(lambda: _describe(own_files(partial, self.mesh.rank)), group)
             files = {name: entry for part in found for name, entry in part.items()}
@@ -67,11 +68,6 @@ class CheckpointWriter:
             keep_every=self.options.keep_every,
             best_step=contents.state.best.get("step"),
         )
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _describe(paths: list[Path]) -> dict[str, FileEntry]:

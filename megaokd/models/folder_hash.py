@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from megaokd.files import file_sha256, write_whole
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.weight_folder import WeightFolder
 
-_CHUNK = 1 << 24
 CACHE_FILE = "teacher_hash.json"
 
 
@@ -21,13 +21,11 @@ def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
     for path in weights.files:
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-        known[key] = cache.get(key) or _file_hash(path)
+        known[key] = cache.get(key) or file_sha256(path)
         total.update(f"{path.name}:{known[key]}\n".encode())
     if known != cache:
         cache_folder.mkdir(parents=True, exist_ok=True)
-        partial = cache_path.with_suffix(".tmp")
-        partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        partial.replace(cache_path)
+        write_whole(cache_path, json.dumps(known, indent=2))
     return total.hexdigest()
 
 
@@ -38,11 +36,3 @@ def _read_cache(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()

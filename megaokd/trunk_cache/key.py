@@ -1,12 +1,11 @@
 """What the numbers in a trunk cache depend on; another key is another folder, so nothing stale is ever read."""
 
-import hashlib
-import json
 from typing import Any
 
 import torch
 
 from megaokd.config import Config
+from megaokd.files import json_sha256
 from megaokd.mesh import ParallelMesh
 
 
@@ -38,4 +37,4 @@ def trunk_key(
 
 def folder_name(key: dict[str, Any]) -> str:
     """A name for the folder of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(key)[:16]

@@ -10,7 +10,6 @@ back. An example's checksum is written after its numbers, eight aligned bytes at
 moment, and what it left is an example that is whole, absent, or known by its checksum to be neither.
 """
 
-import hashlib
 import json
 import os
 import zlib
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from megaokd.data.order import Ids
+from megaokd.files import json_sha256, write_whole
 
 FORMAT_VERSION = 1
 MANIFEST, INDEX, HIDDEN = "manifest.json", "index.bin", "hidden.bin"
@@ -77,12 +77,7 @@ class TrunkStore:
             with partial.open("wb") as file:
                 file.truncate(size)
             partial.replace(self.folder / name)
-        partial = self.folder / f"{MANIFEST}.new"
-        with partial.open("w", encoding="utf-8") as text:
-            json.dump(self._manifest(key), text, indent=2)
-            text.flush()
-            os.fsync(text.fileno())
-        partial.replace(self.folder / MANIFEST)
+        write_whole(self.folder / MANIFEST, json.dumps(self._manifest(key), indent=2))
 
     def open(self, *, write: bool = False) -> "TrunkStore":
         """Open the files; returns itself."""
@@ -142,4 +137,4 @@ class TrunkStore:
 
     def _manifest(self, key: Mapping[str, Any]) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, "key": dict(key), "bytes": self._sizes()}
-        return {**values, "sha256": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}
+        return {**values, "sha256": json_sha256(values)}

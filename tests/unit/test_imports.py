@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
-    ["version", "errors", "option_types", "terms", "methods", "subcommand"],
+    ["version", "errors", "files", "option_types", "terms", "methods", "subcommand"],
     ["agreement"],
     ["config", "precision"],
     ["config_file"],
