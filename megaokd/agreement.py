@@ -1,4 +1,4 @@
-"""Work on files that each rank does for itself, and whose outcome every rank then knows."""
+"""Work on files that each rank, or rank 0 alone, does for itself, and whose outcome every rank then knows."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,6 +8,21 @@ import torch.distributed as dist
 from megaokd.errors import RunError
 
 T = TypeVar("T")
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """Rank 0's result of `work`, or what it raised, on every rank. One broadcast of a small object over the world."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [work(), None]
+        except Exception as error:  # whatever it is, the others must not wait for rank 0
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
 
 
 def together(work: Callable[[], T], group: dist.ProcessGroup) -> list[T]:

@@ -7,9 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import torch.distributed as dist
-
-from megaokd.agreement import together
+from megaokd.agreement import from_main, together
 from megaokd.callbacks.base import CheckpointRecord
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import read_contents, write_contents
@@ -117,9 +115,7 @@ class Checkpointer:
 
 def refuse_checkpoints(folder: Path) -> None:
     """Refuse a folder that holds checkpoints, as rank 0 sees it. Collective."""
-    found = [bool(list_checkpoints(folder)) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    if found[0]:
+    if from_main(lambda: list_checkpoints(folder)):
         raise UserError(
             f"{folder} already holds checkpoints; continue with train.resume=auto or choose another checkpoint.folder"
         )

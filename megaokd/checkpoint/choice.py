@@ -1,12 +1,12 @@
 """Which checkpoint a run continues from, the newest that is what was written; or one that a user names."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from megaokd.agreement import from_main
 from megaokd.checkpoint.contents import Contents, DamagedError, check_files, read_contents
 from megaokd.checkpoint.state import DAMAGED, list_checkpoints, step_of
 from megaokd.errors import UserError
@@ -31,14 +31,14 @@ def choose_checkpoint(folder: Path) -> Choice | None:
         UserError: there are checkpoints, but none is whole; or one was written in another format.
     """
     # As rank 0 sees them: on a shared file system others may lag.
-    candidates = _from_main(lambda: list_checkpoints(folder))
+    candidates = from_main(lambda: list_checkpoints(folder))
     skipped: dict[Path, str] = {}
     for path in reversed(candidates):
         contents, damage = _inspect(path)
         if contents is None:
             skipped[path] = damage
             continue
-        _from_main(lambda: [old.replace(old.with_suffix(DAMAGED)) for old in skipped])
+        from_main(lambda: [old.replace(old.with_suffix(DAMAGED)) for old in skipped])
         return Choice(
             path,
             contents,
@@ -62,7 +62,7 @@ def find_checkpoint(folder: Path, which: str) -> Choice:
     Raises:
         UserError: there is none of that name, or it is damaged.
     """
-    known = {step_of(path): path for path in _from_main(lambda: list_checkpoints(folder))}
+    known = {step_of(path): path for path in from_main(lambda: list_checkpoints(folder))}
     if not known:
         raise UserError(f"{folder / 'checkpoints'} holds no checkpoint")
     newest = known[max(known)]
@@ -87,7 +87,7 @@ def _whole(path: Path) -> Choice:
 def _inspect(path: Path) -> tuple[Contents | None, str]:
     """(contents, "") of a whole checkpoint, (None, what is wrong) of a damaged one; the same on every rank."""
     try:
-        contents: Contents = _from_main(lambda: read_contents(path))
+        contents = from_main(lambda: read_contents(path))
     except DamagedError as error:
         return None, str(error)
     names = sorted(contents.files)[dist.get_rank() :: dist.get_world_size()]
@@ -100,17 +100,3 @@ def _inspect(path: Path) -> tuple[Contents | None, str]:
     dist.all_gather_object(found, own)
     damage = "; ".join(text for text in found if text)
     return (None, damage) if damage else (contents, "")
-
-
-def _from_main(work: Callable[[], Any]) -> Any:
-    """Rank 0's result, or its exception, on every rank. One broadcast."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome = [work(), None]
-        except (DamagedError, UserError, OSError) as error:
-            outcome = [None, error]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]

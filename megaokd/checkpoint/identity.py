@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from megaokd.agreement import from_main
 from megaokd.checkpoint.state import RunState
 from megaokd.config import Config
 from megaokd.models.folder_hash import teacher_hash
@@ -15,11 +14,8 @@ from megaokd.run import Run
 
 def new_state(config: Config, run: Run) -> RunState:
     """The state before the first step. Collective: rank 0 reads the teacher's files, the others are told their hash."""
-    digest = None
-    if config.teacher.path is not None:
-        found = [teacher_hash(config.teacher.path, Path(config.checkpoint.folder)) if run.mesh.is_main else None]
-        dist.broadcast_object_list(found, src=0)
-        digest = found[0]
+    path, folder = config.teacher.path, Path(config.checkpoint.folder)
+    digest = from_main(lambda: teacher_hash(path, folder)) if path is not None else None
     return RunState(
         step=0,
         seed=config.train.seed,

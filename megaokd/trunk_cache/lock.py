@@ -7,8 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import torch.distributed as dist
-
+from megaokd.agreement import from_main
 from megaokd.errors import UserError
 
 LOCK_FILE = "lock"
@@ -26,23 +25,21 @@ def folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         file: TextIO | None = None
+
+        def try_to_lock() -> bool:
+            nonlocal file
+            try:
+                file = file or stack.enter_context(_lock_file(folder))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                message = f"teacher.cache: {folder} cannot be locked ({error.strerror}); choose another path"
+                raise UserError(message) from None
+            return True
+
         told = False
-        while True:
-            outcome: list[object] = [None]
-            if dist.get_rank() == 0:
-                try:
-                    file = file or stack.enter_context(_lock_file(folder))
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    outcome = ["held"]
-                except BlockingIOError:
-                    outcome = ["waiting"]
-                except OSError as error:
-                    outcome = [f"teacher.cache: {folder} cannot be locked ({error.strerror}); choose another path"]
-            dist.broadcast_object_list(outcome, src=0)
-            if outcome[0] == "held":
-                break
-            if outcome[0] != "waiting":
-                raise UserError(str(outcome[0]))
+        while not from_main(try_to_lock):
             if not told:
                 say(f"teacher.cache: another run is writing in {folder}; waiting for it")
                 told = True

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from megaokd.agreement import together
+from megaokd.agreement import from_main, together
 from megaokd.data.batches import BatchShape
 from megaokd.data.order import Ids
 from megaokd.errors import RunError, UserError
@@ -128,9 +128,7 @@ def _check_room(root: Path, parts: Sequence[_Part], say: Say) -> None:
     """Say how large the cache will be; refuse one that the disk cannot hold."""
     total = sum(part.bytes_of(part.source.examples) for part in parts)
     missing = sum(part.bytes_of(part.missing) for part in parts)
-    outcome = [shutil.disk_usage(root).free if dist.get_rank() == 0 else 0]
-    dist.broadcast_object_list(outcome, src=0)
-    free = outcome[0]
+    free = from_main(lambda: shutil.disk_usage(root).free)
     examples = sum(len(part.source.examples) for part in parts)
     say(
         f"teacher.cache: {_size(total)} in {root} for {examples} examples, {_size(missing)} of it still to be written; "
