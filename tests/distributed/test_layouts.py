@@ -23,7 +23,7 @@ from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.initialize import seeded_generator
 from tests.reference import okd
 from tests.support.launch import must, torchrun
-from tests.support.tiny import TinyWorld, run
+from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 TOLERANCE = 1e-5
@@ -169,20 +169,7 @@ def with_short(sections: Sections, world: TinyWorld) -> Sections:
     """`sections` with examples of which several fit into a row, in the place of SHORT."""
     if sections.get("data", {}).get("train") != "SHORT":
         return sections
-    folder = world.root / "short"
-    if not folder.exists():
-        records = [{"prompt": f"item {n}", "response": f" is {n * 7}" * (n % 5 + 1)} for n in range(90)]
-        (world.root / "short.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-        run(
-            "preprocess",
-            "--input",
-            world.root / "short.jsonl",
-            "--tokenizer",
-            world.root / "tokenizer",
-            "--output",
-            folder,
-        )
-    return {**sections, "data": {**sections["data"], "train": str(folder)}}
+    return {**sections, "data": {**sections["data"], "train": short_data(world)}}
 
 
 def method_config(world: TinyWorld, folder: Path, method: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.support.launch import megaokd, must, start, torchrun
-from tests.support.tiny import TinyWorld, run
+from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("trunk_worker.py")
 PLAIN: dict[str, Any] = {"teacher": {"online": None}}
@@ -57,17 +57,6 @@ def case(world: TinyWorld, folder: Path, parallel: dict[str, Any], sections: dic
     if values["data"]["train"] == "SHORT":
         values["data"]["train"] = short_data(world)
     return values
-
-
-def short_data(world: TinyWorld) -> str:
-    """Examples of which several fit into a row."""
-    folder = world.root / "short_for_trunks"
-    if not folder.exists():
-        records = [{"prompt": f"item {n}", "response": f" is {n * 7}" * (n % 5 + 1)} for n in range(90)]
-        file = folder.with_suffix(".jsonl")
-        file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-        run("preprocess", "--input", file, "--tokenizer", world.root / "tokenizer", "--output", folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -89,6 +89,17 @@ def build_tiny_world(root: Path) -> TinyWorld:
     return TinyWorld(root)
 
 
+def short_data(world: TinyWorld) -> str:
+    """A data set of examples of which several fit into a row."""
+    folder = world.root / "short"
+    if not folder.exists():
+        records = [{"prompt": f"item {n}", "response": f" is {n * 7}" * (n % 5 + 1)} for n in range(90)]
+        file = folder.with_suffix(".jsonl")
+        file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        run("preprocess", "--input", file, "--tokenizer", world.root / "tokenizer", "--output", folder)
+    return str(folder)
+
+
 def save_random_llama(folder: Path, tokenizer: Path, shape: dict[str, Any], vocab_size: int, seed: int) -> None:
     """A Llama whose every weight, norms and biases included, is random and not small."""
     torch.manual_seed(seed)
