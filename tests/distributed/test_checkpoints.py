@@ -10,7 +10,7 @@ from safetensors import safe_open
 from megaokd.checkpoint.contents import read_contents
 from megaokd.evaluation.export_check import check_export
 from tests.distributed.test_runs import losses
-from tests.support.launch import ROOT, must, torchrun
+from tests.support.launch import ROOT, broken_training, must, torchrun
 from tests.support.tiny import TinyWorld
 
 WORKER = ROOT / "tests" / "distributed" / "checkpoint_worker.py"
@@ -148,16 +148,15 @@ def test_a_validation_made_on_resume_is_saved(single: Path) -> None:
 
 
 def test_sigterm_while_models_load(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    program = tmp_path / "terminate.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "from megaokd import trainer, train_command\n"
+    program = broken_training(
+        tmp_path,
+        "import signal\n"
+        "from megaokd import trainer\n"
         "build = trainer.build_run\n"
         "def build_run(*arguments):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return build(*arguments)\n"
-        "trainer.build_run = build_run\n"
-        "sys.exit(train_command.main(sys.argv[1:]))\n"
+        "trainer.build_run = build_run\n",
     )
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(run_of(tiny_world, tmp_path / "run", {})["config"]))

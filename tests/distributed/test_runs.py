@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from megaokd.evaluation.export_check import check_export
-from tests.support.launch import ROOT, environment, megaokd, must, start, torchrun
+from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
 
 CLI = ("-m", "megaokd.cli", "train")
@@ -188,17 +188,15 @@ def test_a_torn_hash_cache_is_made_again(tiny_world: TinyWorld, tmp_path: Path) 
 
 def test_nan_is_traced_to_the_rank_it_came_from(tiny_world: TinyWorld, tmp_path: Path) -> None:
     """Data-parallel rank 1 alone sees a NaN; both ranks end, and the message names rank 1."""
-    program = tmp_path / "nan_on_rank_1.py"
-    program.write_text(
-        "import sys, torch.distributed as dist\n"
+    program = broken_training(
+        tmp_path,
+        "import torch.distributed as dist\n"
         "from megaokd.distill import objective\n"
         "original = objective.HiddenStateLoss.__call__\n"
         "def broken(self, hidden, labels, *, scale):\n"
         "    nan = float('nan') if dist.get_rank() == 1 else 1.0\n"
         "    return original(self, hidden, labels, scale=scale) * nan\n"
-        "objective.HiddenStateLoss.__call__ = broken\n"
-        "from megaokd.train_command import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "objective.HiddenStateLoss.__call__ = broken\n",
     )
     config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run"))
     result = torchrun(2, program, config, timeout=120)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.launch import megaokd, must, start, torchrun
+from tests.support.launch import broken_training, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("trunk_worker.py")
@@ -116,15 +116,6 @@ def logged(folder: Path, name: str = "run") -> list[Any]:
     return [line for line in kept if line]
 
 
-def patched(folder: Path, lines: str) -> Path:
-    """`megaokd train` with something broken in it."""
-    program = folder / "broken.py"
-    program.write_text(
-        f"import os, shutil, sys\n{lines}\nfrom megaokd.train_command import main\nsys.exit(main(sys.argv[1:]))\n"
-    )
-    return program
-
-
 KILLED_AT_THE_51ST = """
 from megaokd.trunk_cache.store import TrunkStore
 write, done = TrunkStore.write, []
@@ -154,7 +145,7 @@ def test_a_run_that_is_killed_while_it_writes_leaves_what_it_wrote(
     tiny_world: TinyWorld, expected: list[Any], tmp_path: Path
 ) -> None:
     arguments = command(tiny_world, tmp_path)
-    killed = start(patched(tmp_path, KILLED_AT_THE_51ST), *arguments)
+    killed = start(broken_training(tmp_path, KILLED_AT_THE_51ST), *arguments)
     killed.communicate(timeout=120)
     assert killed.returncode == -9
     result = must(megaokd("train", *arguments))
@@ -206,7 +197,7 @@ def test_two_runs_share_one(tiny_world: TinyWorld, expected: list[Any], tmp_path
 
 
 def test_a_disk_without_room_is_refused_beforehand(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    process = start(patched(tmp_path, NO_ROOM), *command(tiny_world, tmp_path))
+    process = start(broken_training(tmp_path, NO_ROOM), *command(tiny_world, tmp_path))
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 2
     assert "are to be written and 976.6 KiB are free; choose another path" in stderr
@@ -214,7 +205,7 @@ def test_a_disk_without_room_is_refused_beforehand(tiny_world: TinyWorld, tmp_pa
 
 
 def test_a_disk_that_fills_ends_the_run_with_one_sentence(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    process = start(patched(tmp_path, FULL), *command(tiny_world, tmp_path))
+    process = start(broken_training(tmp_path, FULL), *command(tiny_world, tmp_path))
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert "cannot be written (No space left on device); what is there is kept" in stderr

@@ -30,6 +30,15 @@ def megaokd(
     return _run([sys.executable, "-m", "megaokd.cli", *map(str, arguments)], timeout, variables or environment())
 
 
+def broken_training(folder: Path, lines: str) -> Path:
+    """A program that is `megaokd train` with something broken in it by `lines`, which find os, shutil and sys."""
+    program = folder / "broken.py"
+    program.write_text(
+        f"import os, shutil, sys\n{lines}\nfrom megaokd.train_command import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    return program
+
+
 def start(*command: object) -> subprocess.Popen[str]:
     """Start a Python command in the checkout and return at once; its stderr is a pipe."""
     arguments = [sys.executable, *map(str, command)]
