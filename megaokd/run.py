@@ -65,8 +65,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
-    trunk, validation_trunk = _trunks(config, train, validation, mesh)
-    models = build_models(config, dataset.vocab_size, mesh)
+    plan = Blueprint.draw(config, dataset.vocab_size, mesh)
+    trunk, validation_trunk = _trunks(plan, train, validation)
+    models = build_models(plan)
     parts = [models.students, models.teachers, *([models.teachers] if terms.anchor else [])]
     loss = _loss(config, models, terms, parts)
     runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
@@ -119,20 +120,20 @@ def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[T
 
 
 def _trunks(
-    config: Config, train: TrainBatches, validation: ValidationBatches | None, mesh: ParallelMesh
+    plan: Blueprint, train: TrainBatches, validation: ValidationBatches | None
 ) -> tuple[TrunkReader | None, TrunkReader | None]:
     """Readers of the trunk cache for training and validation, after whatever is missing was written."""
+    config = plan.config
     if config.teacher.cache is None:
         return None, None
 
     def say(text: str) -> None:
-        if mesh.is_main:
+        if plan.mesh.is_main:
             print(f"megaokd: {text}", file=sys.stderr, flush=True)
 
     sources = [Source(train.dataset, train.visited(config.train.steps), packed=config.data.packing)]
     if validation is not None and config.train.validate_every:
         sources.append(Source(validation.dataset, validation.visited()))
-    plan = Blueprint.draw(config, train.dataset.vocab_size, mesh)
     readers = prepare_trunks(plan, sources, train.shape, say)
     return readers[0], readers[1] if len(readers) > 1 else None
 

@@ -40,7 +40,13 @@ class Blueprint:
 
     @classmethod
     def draw(cls, config: Config, vocab_size: int, mesh: ParallelMesh) -> "Blueprint":
-        """Read both architectures; refuse what does not fit together (see `build_models`)."""
+        """Read both architectures; refuse what does not fit together.
+
+        vocab_size: tokens of the tokenizer; a model may have more rows (padding), not fewer.
+
+        Raises:
+            UserError: a layout that does not fit, an unsupported model folder, a vocabulary too small.
+        """
         teacher = read_architecture(config.teacher.path) if config.teacher.path is not None else None
         student = _student_architecture(config.student, teacher, vocab_size)
         check_models(config, student, teacher, vocab_size)
@@ -95,15 +101,13 @@ class DistillationModels:
         return [stage.teacher for stage in self.stages if stage.teacher is not None]
 
 
-def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> DistillationModels:
+def build_models(plan: Blueprint) -> DistillationModels:
     """Build, initialise or load both models' slices for this rank.
 
-    vocab_size: tokens of the tokenizer; a model may have more rows (padding), not fewer.
-
     Raises:
-        UserError: a layout that does not fit, an unsupported or damaged model folder, a vocabulary too small.
+        UserError: a damaged model folder, or online modules that the teacher has no place for.
     """
-    plan = Blueprint.draw(config, vocab_size, mesh)
+    config = plan.config
     student_slices = split_model(plan.student, plan.num_stages)
     teacher_slices = split_model(plan.teacher, plan.num_stages) if plan.teacher is not None else []
     trunk = trunk_layers(config, plan.teacher) if plan.teacher is not None else 0
@@ -112,7 +116,7 @@ def build_models(config: Config, vocab_size: int, mesh: ParallelMesh) -> Distill
     anchored_from = trunk if _is_anchored(config) else None
     stages = []
     for index in plan.own_stages:
-        student = _student(config, plan.empty(plan.student, student_slices[index], "float32"), plan.teacher)
+        student = _student(plan, student_slices[index])
         teacher = None
         if plan.teacher is not None and index >= first_of_teacher:
             part = above_trunk(teacher_slices[index], trunk) if cached else teacher_slices[index]
@@ -185,8 +189,10 @@ def _student_architecture(
     return student_architecture(student.from_teacher, teacher)
 
 
-def _student(config: Config, decoder: Decoder, teacher: DecoderArchitecture | None) -> Decoder:
+def _student(plan: Blueprint, part: DecoderSlice) -> Decoder:
     """A slice with the weights that training starts from."""
+    config, teacher = plan.config, plan.teacher
+    decoder = plan.empty(plan.student, part, "float32")
     recipe = config.student.from_teacher
     if config.student.path is not None:
         load_decoder(decoder, config.student.path)
