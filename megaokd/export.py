@@ -18,10 +18,9 @@ from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
 from megaokd.models.huggingface_weights import export_weights, gather_whole
 from megaokd.parallel.layout import TensorLayout
-from megaokd.pipeline.models import DTYPES
 from megaokd.pipeline.schedule import build_runner
 from megaokd.pipeline.stage import DistillationStage
-from megaokd.precision import Precision
+from megaokd.precision import DTYPES, Precision
 from megaokd.run import Run
 
 # What is copied from the folder that a student came from: everything but weights and texts about it.

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""How numbers are stored, by the name that the configuration gives it."""
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -22,9 +22,8 @@ from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.stage import DistillationStage, Slot
 from megaokd.pipeline.trunk import above_trunk, check_cache, stage_above, trunk_layers
+from megaokd.precision import DTYPES
 from megaokd.terms import ANCHOR
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

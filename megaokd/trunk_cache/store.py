@@ -23,12 +23,12 @@ import torch
 
 from megaokd.data.order import Ids
 from megaokd.files import json_sha256, write_whole
+from megaokd.precision import DTYPES
 
 FORMAT_VERSION = 1
 MANIFEST, INDEX, HIDDEN = "manifest.json", "index.bin", "hidden.bin"
 _PRESENT = 1 << 32
 _ITEM = 8
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TrunkStore:
@@ -46,14 +46,10 @@ class TrunkStore:
         self.lengths = lengths
         self.width = width
         self.dtype = DTYPES[dtype]
-        self._row = width * self.dtype.itemsize
+        self.row_bytes = width * self.dtype.itemsize
+        """Bytes of one position."""
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._hidden = self._index = -1
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one position."""
-        return self._row
 
     def is_whole(self, key: Mapping[str, Any]) -> bool:
         """Whether the files are there, in their full sizes, and were made for this key."""
@@ -113,7 +109,7 @@ class TrunkStore:
         data = hidden.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy().data.cast("B")
         done = 0
         while done < len(data):
-            done += os.pwrite(self._hidden, data[done:], self._starts[example] * self._row + done)
+            done += os.pwrite(self._hidden, data[done:], self._starts[example] * self.row_bytes + done)
         self._mark(example, _PRESENT + zlib.crc32(data))
 
     def forget(self, examples: Ids) -> None:
@@ -123,8 +119,8 @@ class TrunkStore:
 
     def read(self, example: int, entry: int) -> torch.Tensor | None:
         """An example, [positions, D]; None where it is absent or not what `entry`, of `entries`, says was written."""
-        data = bytearray(int(self.lengths[example]) * self._row)
-        found = os.preadv(self._hidden, [data], self._starts[example] * self._row)
+        data = bytearray(int(self.lengths[example]) * self.row_bytes)
+        found = os.preadv(self._hidden, [data], self._starts[example] * self.row_bytes)
         if found != len(data) or entry != _PRESENT + zlib.crc32(data):
             return None
         return torch.frombuffer(data, dtype=self.dtype).view(-1, self.width)
@@ -133,7 +129,7 @@ class TrunkStore:
         os.pwrite(self._index, entry.to_bytes(_ITEM, "little"), _ITEM * example)
 
     def _sizes(self) -> dict[str, int]:
-        return {INDEX: _ITEM * len(self.lengths), HIDDEN: int(self._starts[-1]) * self._row}
+        return {INDEX: _ITEM * len(self.lengths), HIDDEN: int(self._starts[-1]) * self.row_bytes}
 
     def _manifest(self, key: Mapping[str, Any]) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, "key": dict(key), "bytes": self._sizes()}

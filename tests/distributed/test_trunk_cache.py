@@ -122,7 +122,7 @@ write, done = TrunkStore.write, []
 def killing(self, example, hidden):
     done.append(example)
     if len(done) > 50:
-        data = os.pwrite(self._hidden, b"half", int(self._starts[example]) * self._row)
+        data = os.pwrite(self._hidden, b"half", int(self._starts[example]) * self.row_bytes)
         os.kill(os.getpid(), 9)
     write(self, example, hidden)
 TrunkStore.write = killing
