@@ -163,6 +163,11 @@ class Parallel:
     recompute: bool = False
     """Recompute each decoder layer in backward instead of keeping its activations."""
 
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return self.pipeline * self.virtual_stages
+
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class WeightedDataset:
@@ -190,6 +195,11 @@ class Data:
     """Several examples in a row of sequence_length positions, each seeing itself only; batches are counted in rows."""
     length_window: NonNegative = 0
     """Steps whose examples are dealt to them by length, so that less is padding; 0: as they come."""
+
+    @property
+    def widest_batch(self) -> int:
+        """Positions of the longest rows that there can be: sequence_length, rounded up to a multiple of bucket."""
+        return -(-self.sequence_length // self.bucket) * self.bucket
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -174,9 +174,8 @@ def _loss(
 def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Drift:
     assert models.teacher_architecture is not None
     size = models.teacher_architecture.hidden_size
-    never = config.parallel.pipeline * config.parallel.virtual_stages
     begin = models.slots[1].sent_from_stage
-    slots = (Slot(size, grad_from_stage=never, sent_from_stage=begin),) * 2
+    slots = (Slot(size, grad_from_stage=config.parallel.num_stages, sent_from_stage=begin),) * 2
     stages = [DriftStage(stage.teacher, config.train.precision, stage.takes_trunk) for stage in models.stages]
     terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
     loss = _loss(config, models, terms, [models.teachers, models.teachers])

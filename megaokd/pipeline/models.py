@@ -56,7 +56,7 @@ class Blueprint:
     @property
     def num_stages(self) -> int:
         """Stages of the whole pipeline."""
-        return self.config.parallel.pipeline * self.config.parallel.virtual_stages
+        return self.config.parallel.num_stages
 
     @property
     def own_stages(self) -> range:
@@ -137,11 +137,11 @@ def check_models(
     config: Config, student: DecoderArchitecture, teacher: DecoderArchitecture | None, vocab_size: int
 ) -> None:
     """Refuse models that do not fit the layout, the data or the precision, before anything is built."""
-    stages = config.parallel.pipeline * config.parallel.virtual_stages
+    width = config.data.widest_batch
     for name, arch in (("student", student), ("teacher", teacher)):
         if arch is None:
             continue
-        arch.check_layout(name, tensor=config.parallel.tensor, stages=stages)
+        arch.check_layout(name, tensor=config.parallel.tensor, stages=config.parallel.num_stages)
         if arch.vocab_size < vocab_size:
             raise UserError(
                 f"the {name} has {arch.vocab_size} token embeddings, but the tokenizer of the data has {vocab_size} "
@@ -152,7 +152,6 @@ def check_models(
                 f"data.sequence_length={config.data.sequence_length} is longer than the {arch.max_positions} positions "
                 f"of the {name}"
             )
-        width = -(-config.data.sequence_length // config.data.bucket) * config.data.bucket
         if arch.rotary is None and width > arch.max_positions:
             raise UserError(
                 f"data.sequence_length={config.data.sequence_length}, rounded up to a multiple of data.bucket="

@@ -134,7 +134,7 @@ class PipelineRunner:
         self.axis = axis
         self.tp = tp
         self.device = device
-        self.num_stages = parallel.pipeline * parallel.virtual_stages
+        self.num_stages = parallel.num_stages
         self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
     def forward_backward(

@@ -27,7 +27,7 @@ def check_cache(config: Config, teacher: DecoderArchitecture | None) -> None:
             "teacher.cache has nothing to keep: every layer of the teacher carries online modules; lower "
             "teacher.online.layers or remove teacher.cache"
         )
-    width = -(-config.data.sequence_length // config.data.bucket) * config.data.bucket
+    width = config.data.widest_batch
     scaling = teacher.rotary.scaling if teacher.rotary is not None else None
     if isinstance(scaling, LongRopeScaling) and width > scaling.original_positions:
         raise UserError(
