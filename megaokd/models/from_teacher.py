@@ -105,7 +105,7 @@ def load_from_teacher(
         source = _teacher_name(name, layers)
         shape = shapes["embed_tokens.weight" if source not in shapes else source]
         rows, *columns = (
-            _teacher_indices(name, dim, size, decoder.arch, teacher)[_held(layout, dim)]
+            _teacher_indices(name, dim, size, decoder.arch, teacher)[layout.held(dim)]
             for dim, size in enumerate(layout.global_shape(parameter.shape))
         )
         first, count = int(rows.min()), int(rows.max() - rows.min()) + 1
@@ -123,10 +123,6 @@ def _teacher_name(name: str, layers: tuple[int, ...]) -> str:
         return name
     _, layer, rest = name.split(".", 2)
     return f"layers.{layers[int(layer)]}.{rest}"
-
-
-def _held(layout: TensorLayout, dim: int) -> slice:
-    return slice(layout.start, layout.start + layout.valid) if layout.dim == dim else slice(None)
 
 
 def _teacher_indices(

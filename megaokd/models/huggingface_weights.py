@@ -44,8 +44,8 @@ class FolderReader:
 
     def __init__(self, folder: str | Path, arch: DecoderArchitecture) -> None:
         self._weights = WeightFolder(folder)
-        self._left_out = _check_tensors(self._weights, arch)
         self._places = WeightMap(arch)
+        self._left_out = _check_tensors(self._weights, self._places)
 
     def read_into(self, target: torch.Tensor, name: str, layout: TensorLayout, shape: tuple[int, ...]) -> None:
         """Copy the slice that `layout` describes of parameter `name`, whose whole shape is `shape`, to `target`."""
@@ -57,9 +57,8 @@ class FolderReader:
                 target[rows].copy_(part.T if location.transposed else part)
 
 
-def _check_tensors(weights: WeightFolder, arch: DecoderArchitecture) -> str:
+def _check_tensors(weights: WeightFolder, places: WeightMap) -> str:
     """Compare names and shapes with what config.json describes; what the folder leaves away in front of its names."""
-    places = WeightMap(arch)
     expected, found = places.expected(), weights.shapes()
     prefix = places.family.optional_prefix
     if any(name.startswith(prefix) for name in found):

@@ -5,7 +5,7 @@ in one matrix; `Location` says which, once for reading and once for writing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,8 +42,8 @@ class Location:
 
         shape: of our whole tensor.
         """
-        start, stop = (layout.start, layout.start + layout.valid) if layout.dim == 0 else (0, shape[0])
-        columns = slice(layout.start, layout.start + layout.valid) if layout.dim == 1 else slice(None)
+        start, stop, _ = layout.held(0).indices(shape[0])
+        columns = layout.held(1)
         row = start
         while row < stop:
             count = min(self.block - row % self.block, stop - row)
@@ -91,8 +91,7 @@ class WeightMap:
         _, layer, inner = module.split(".", 2)
         entry = self.family.layers[inner]
         place = entry if isinstance(entry, Place) else Place(entry)
-        prefix = self.family.layer_prefix.format(layer)
-        return Place(prefix + place.module, place.parts, place.interleaved, place.transposed)
+        return replace(place, module=self.family.layer_prefix.format(layer) + place.module)
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that a folder of this architecture must hold, with its shape."""

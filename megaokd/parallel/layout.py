@@ -46,6 +46,10 @@ class TensorLayout:
             return tuple(local)
         return (*local[: self.dim], self.size, *local[self.dim + 1 :])
 
+    def held(self, dim: int) -> slice:
+        """The indices of a dimension of the global tensor that this rank holds."""
+        return slice(self.start, self.start + self.valid) if dim == self.dim else slice(None)
+
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's valid part of a global tensor (a view)."""
         return whole if self.dim is None else whole.narrow(self.dim, min(self.start, self.size), self.valid)
