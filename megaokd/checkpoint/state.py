@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 STUDENT_FOLDER = "student"
+"""Beside checkpoints/: the exported student, a Hugging Face folder."""
 TEACHER_ADAPTER_FOLDER = "teacher_adapter"
 MERGED_TEACHER_FOLDER = "teacher"
-"""Beside checkpoints/: the exported student, a Hugging Face folder."""
 EXPORT_CHECK_FILE = "export_check.safetensors"
 """Beside it: tokens and the trained student's logits, to check the export by."""
 PARTIAL, DAMAGED = ".tmp", ".damaged"

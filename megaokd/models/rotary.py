@@ -6,6 +6,7 @@ it was first trained at. Everything is computed in fp32, in the order of operati
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -14,22 +15,20 @@ import torch
 class LinearScaling:
     """Positions divided by a factor."""
 
+    amplitude: ClassVar[float] = 1.0
+    """What cos and sin are multiplied by."""
     factor: float
 
     def frequencies(self, rotary: "Rotary", sequence: int) -> torch.Tensor:
         """Angle per position of each pair of channels, [dim / 2] fp32."""
         return rotary.unscaled() / self.factor
 
-    @property
-    def amplitude(self) -> float:
-        """What cos and sin are multiplied by."""
-        return 1.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
     """Llama 3.1: low frequencies divided by a factor, high ones kept, those between interpolated."""
 
+    amplitude: ClassVar[float] = 1.0
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -42,11 +41,6 @@ class Llama3Scaling:
         kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept = kept.clamp(0.0, 1.0)
         return plain * (kept + (1 - kept) / self.factor)
-
-    @property
-    def amplitude(self) -> float:
-        """As `LinearScaling.amplitude`."""
-        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
