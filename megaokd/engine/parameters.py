@@ -39,11 +39,12 @@ class TrainableParameter:
 
 def trainable_parameters(models: DistillationModels) -> list[TrainableParameter]:
     """Student parameters, then those of the online modules, in stage order."""
-    found = [item for part in models.students for item in _of(part, "student")]
-    return found + [item for part in models.teachers for item in _of(part, "online")]
+    found = [item for part in models.students for item in parameters_of(part, "student")]
+    return found + [item for part in models.teachers for item in parameters_of(part, "online")]
 
 
-def _of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
+def parameters_of(decoder: Decoder, group: GroupName) -> list[TrainableParameter]:
+    """Those of one slice of a model."""
     return [
         TrainableParameter(
             name=f"{group}.{name}",

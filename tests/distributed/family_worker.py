@@ -17,7 +17,7 @@ from megaokd.config import OnlineModules, Parallel
 from megaokd.distill.objective import HiddenStateLoss, Terms
 from megaokd.distill.online_modules import attach_online_modules
 from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
-from megaokd.engine.parameters import TrainableParameter
+from megaokd.engine.parameters import parameters_of
 from megaokd.export import copy_model_files
 from megaokd.export_teacher import export_adapter, export_merged_teacher
 from megaokd.kernels import Term
@@ -118,17 +118,7 @@ def adapt(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> 
 
 def write_gradients(decoder: Decoder, folder: Path, tp: TensorParallel, mesh: ParallelMesh) -> None:
     """In the form of the family's files: the gradients take the weights' place and are exported."""
-    parameters = [
-        TrainableParameter(
-            name,
-            parameter,
-            layout,
-            "student",
-            tied=decoder.arch.tied_head and name in ("embed_tokens.weight", "head.weight"),
-            tied_copy=name == "head.weight" and decoder.holds_tied_copy,
-        )
-        for name, parameter, layout in decoder.named_layouts()
-    ]
+    parameters = parameters_of(decoder, "student")
     sum_partial_gradients(parameters, tp)
     sum_tied_gradients(parameters, mesh)
     for item in parameters:
