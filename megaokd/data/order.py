@@ -3,7 +3,7 @@
 Nothing is stored to continue: any part of a stream can be asked for, and costs about its own length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,14 +33,8 @@ class EpochOrder:
 
     def part(self, start: int, count: int) -> Ids:
         """See `Order`; may reach over several epochs."""
-        epoch, offset = divmod(start, len(self._examples))
-        parts = [np.zeros(0, dtype=np.int64)]
-        while count > 0:
-            part = self._epoch(epoch)[offset : offset + count]
-            parts.append(part)
-            count -= len(part)
-            epoch, offset = epoch + 1, 0
-        return np.concatenate(parts)
+        parts = [self._epoch(epoch)[first:end] for epoch, first, end in _pieces(start, count, len(self._examples))]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def _epoch(self, epoch: int) -> Ids:
         if self._permutation[0] != epoch:
@@ -63,20 +57,18 @@ class MixtureOrder:
 
     def part(self, start: int, count: int) -> Ids:
         """See `Order`."""
-        block, offset = divmod(start, MIXING_BLOCK)
-        parts = [np.zeros(0, dtype=np.int64)]
-        while count > 0:
-            arrangement = self._block(block)
-            drawn = arrangement[offset : offset + count]
-            part = np.empty(len(drawn), dtype=np.int64)
-            for number, order in enumerate(self._orders):
-                mine = drawn == number
-                before = block * int(self._shares[number]) + int((arrangement[:offset] == number).sum())
-                part[mine] = order.part(before, int(mine.sum()))
-            parts.append(part)
-            count -= len(part)
-            block, offset = block + 1, 0
-        return np.concatenate(parts)
+        parts = [self._drawn(block, first, end) for block, first, end in _pieces(start, count, MIXING_BLOCK)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def _drawn(self, block: int, first: int, end: int) -> Ids:
+        arrangement = self._block(block)
+        drawn = arrangement[first:end]
+        result = np.empty(len(drawn), dtype=np.int64)
+        for number, order in enumerate(self._orders):
+            mine = drawn == number
+            before = block * int(self._shares[number]) + int((arrangement[:first] == number).sum())
+            result[mine] = order.part(before, int(mine.sum()))
+        return result
 
     def _block(self, block: int) -> Ids:
         if self._arrangement[0] != block:
@@ -121,3 +113,12 @@ def exact_shares(weights: Sequence[float], total: int) -> Ids:
     shares[largest_remainders[: max(total - int(shares.sum()), 0)]] += 1
     shares[np.argmax(shares)] += total - shares.sum()  # the shares that were raised to 1
     return shares
+
+
+def _pieces(start: int, count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Of each block of `size` places that start .. start + count - 1 reach into: (block, first place in it, end)."""
+    while count > 0:
+        block, first = divmod(start, size)
+        end = min(first + count, size)
+        yield block, first, end
+        start, count = start + end - first, count - (end - first)
