@@ -91,8 +91,8 @@ def source_size(source: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """Lines of a JSONL file."""
+class _Lines:
+    """Lines of a text file, as they stand there."""
 
     path: str
     lines: list[bytes]
@@ -104,6 +104,10 @@ class JsonLines:
     def size(self) -> float:
         """Bytes."""
         return sum(map(len, self.lines))
+
+
+class JsonLines(_Lines):
+    """Lines of a JSONL file."""
 
     def parse(self) -> Iterator[Parsed]:
         """One record a line; blank lines are none."""
@@ -117,19 +121,10 @@ class JsonLines:
 
 
 @dataclass(frozen=True)
-class Paragraphs:
+class Paragraphs(_Lines):
     """Lines of a text file, whole paragraphs."""
 
-    path: str
-    lines: list[bytes]
-    first: int
-    end: Position
     text_key: str
-
-    @property
-    def size(self) -> float:
-        """Bytes."""
-        return sum(map(len, self.lines))
 
     def parse(self) -> Iterator[Parsed]:
         """One record for what stands between blank lines."""
