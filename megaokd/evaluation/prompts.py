@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megaokd.data.tokenizer import bos_ids, encode_texts
+from megaokd.data.tokenizer import encode_prompts
 from megaokd.errors import UserError
 from megaokd.evaluation.examples import Example
 
@@ -50,12 +50,11 @@ def read_prompts(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[P
     if not numbered:
         raise UserError(f"{path}: no prompt in the whole file")
     records = [_parse(f"{path}, line {number}", line) for number, line in numbered]
-    encoded = encode_texts(tokenizer, [text for text, _ in records])
-    start = bos_ids(tokenizer)
+    encoded = encode_prompts(tokenizer, [text for text, _ in records])
     for (number, _), ids in zip(numbered, encoded, strict=True):
-        if not start and not ids:
+        if not ids:
             raise UserError(f"{path}, line {number}: the prompt has no token, and the tokenizer no begin of sequence")
-    return [Prompt([*start, *ids], *record) for ids, record in zip(encoded, records, strict=True)]
+    return [Prompt(ids, *record) for ids, record in zip(encoded, records, strict=True)]
 
 
 def spread(prompts: Sequence[Prompt], count: int, room: int, max_new_tokens: int) -> list[Prompt]:
