@@ -2,7 +2,7 @@
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ FIGURES = {
     "agreement.png": "Top-1 agreement of student and teacher (the adapted one where it adapts) on the validation data",
 }
 """File -> what it shows."""
+_CURVES = {
+    "loss.png": (("train/student_ce", "validation/student_ce"), "cross-entropy, nats a token"),
+    "drift.png": (("validation/teacher_drift",), "KL(adapted || original), nats"),
+    "agreement.png": (("validation/top1_agreement",), "top-1 agreement"),
+}
+"""File -> names in log.jsonl, the label of their axis."""
 
 
 def check_matplotlib() -> None:
@@ -33,24 +39,17 @@ def draw_figures(results: Results, folder: Path) -> list[str]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing: dict[str, Callable[[Any, Sequence[MethodResult]], bool]] = {
-        "quality.png": _draw_quality,
-        "loss.png": _draw_loss,
-        "drift.png": lambda figure, methods: _draw_curves(
-            figure, methods, ["validation/teacher_drift"], "KL(adapted || original), nats"
-        ),
-        "agreement.png": lambda figure, methods: _draw_curves(
-            figure, methods, ["validation/top1_agreement"], "top-1 agreement"
-        ),
-    }
     folder.mkdir(parents=True, exist_ok=True)
+    methods = results.methods
     drawn = []
-    for name, draw in drawing.items():
+    for name in FIGURES:
         figure = Figure(figsize=(9, 4), layout="constrained")
         FigureCanvasAgg(figure)
         path = folder / name
         path.unlink(missing_ok=True)
-        if draw(figure, results.methods):
+        curves = _CURVES.get(name)
+        shown = _draw_curves(figure, methods, *curves) if curves else _draw_quality(figure, methods)
+        if shown:
             figure.savefig(path, dpi=120)
             drawn.append(name)
     return drawn
@@ -72,10 +71,6 @@ def _draw_quality(figure: Any, methods: Sequence[MethodResult]) -> bool:
         axis.set(xlabel="training seconds", ylabel=MEASURES[key])
     _legend(figure, axes[0])
     return True
-
-
-def _draw_loss(figure: Any, methods: Sequence[MethodResult]) -> bool:
-    return _draw_curves(figure, methods, ["train/student_ce", "validation/student_ce"], "cross-entropy, nats a token")
 
 
 def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[str], label: str) -> bool:

@@ -38,10 +38,7 @@ def _tables(results: Results) -> dict[str, Table]:
     tables = {"Students, against the original teacher": _table(results.methods, MEASURES)}
     adapted = [method for method in results.methods if method.adapted]
     if adapted:
-        rows = [
-            (method.name, *(_cell(method.adapted.get(key), key) for key in ADAPTED))
-            for method in adapted
-        ]  # fmt: skip
+        rows = [(method.name, *(_cell(method.adapted.get(key), key) for key in ADAPTED)) for method in adapted]
         tables["Students, against their adapted teacher"] = (("method", *(MEASURES[key] for key in ADAPTED)), rows)
     return tables
 
