@@ -1,10 +1,10 @@
 """An ssh server on a host, and keys with which every host reaches every other as root."""
 
 import subprocess
-import time
 from pathlib import Path
 
 from tests.cluster.hosts import Host
+from tests.cluster.runs import wait_until
 
 # The whole of /etc/ssh as the hosts see it: keys that were there before play no part.
 _CLIENT = """\
@@ -40,11 +40,8 @@ def start_ssh(hosts: list[Host], folder: Path) -> None:
 
 
 def _wait_for_answer(source: Host, target: Host) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        status, output = source.finish("ssh", "-o", "ConnectTimeout=5", target.name, "hostname")
-        if status == 0:
-            assert output.strip() == target.name
-            return
-        assert time.monotonic() < deadline, f"{target.name} does not answer ssh: {output}"
-        time.sleep(0.2)
+    def ask() -> tuple[int, str]:
+        return source.finish("ssh", "-o", "ConnectTimeout=5", target.name, "hostname")
+
+    wait_until(f"answered by {target.name}", lambda: ask()[0] == 0, 20, lambda: ask()[1])
+    assert ask()[1].strip() == target.name

@@ -1,9 +1,9 @@
 """A Slurm cluster on the hosts of a test: one controller on the first, one node on each, munge between them."""
 
-import time
 from pathlib import Path
 
 from tests.cluster.hosts import Host
+from tests.cluster.runs import wait_until
 
 # As on a cluster, but for this: everything runs as root; processes are found by their parents, because control groups
 # belong to the machine and not to a namespace; a node claims four cores, whatever there are; and the nodes keep their
@@ -94,7 +94,7 @@ class Slurm:
         host.run("munged", "--force", f"--key-file={key}", log, *own)
 
     def _wait_for_nodes(self, count: int) -> None:
-        deadline = time.monotonic() + 60
-        while self.run("sinfo", "--noheader", "--Node", "--format=%t").split() != ["idle"] * count:
-            assert time.monotonic() < deadline, f"{self.run('sinfo', '--Node', '--long')}\n{self.logs()}"
-            time.sleep(0.5)
+        def idle() -> bool:
+            return self.run("sinfo", "--noheader", "--Node", "--format=%t").split() == ["idle"] * count
+
+        wait_until("idle", idle, 60, lambda: f"{self.run('sinfo', '--Node', '--long')}\n{self.logs()}")
