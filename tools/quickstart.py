@@ -1,6 +1,6 @@
 """megaokd quickstart: the whole path on a small real corpus, by the commands that a user would type.
 
-corpus -> tokenizer -> token data -> a teacher -> three students of a fifth of its size (supervised only, plain
+corpus -> tokenizer -> token data -> a teacher -> three students of a ninth of its size (supervised only, plain
 distillation, online distillation) from the same initial weights on the same batches -> evaluation -> one table.
 """
 
