@@ -2,13 +2,15 @@
 
 Usage: fault_worker.py FAULT RANKS STEP CONFIG.yaml [section.key=value ...], RANKS like 0 or 0,1.
 
-half-a-file, before-rename   SIGKILL of these ranks at that moment of the save of STEP
-none                         no fault
+half-a-file     SIGKILL of these ranks at that moment of the save of STEP
+before-rename   these ranks stand still before that rename, and say so by a folder: the test kills all at one moment
+none            no fault
 """
 
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from megaokd.train_command import main
 
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+STANDING = "standing-still"
+"""The folder, beside that of the checkpoints, whose existence says that a rank stands still."""
 
 
 def install(fault: str, step: int) -> None:
@@ -30,12 +31,13 @@ def install(fault: str, step: int) -> None:
         if name in str(self.path):
             for path in Path(self.path).glob(f"shard-{int(os.environ['RANK']) + 1:05d}*"):
                 os.truncate(path, path.stat().st_size // 2)
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
         return done
 
     def rename(self: Path, target: Path) -> Path:
         if target.name == name:
-            die()
+            target.parent.with_name(STANDING).mkdir()
+            threading.Event().wait()
         return replace(self, target)
 
     if fault == "half-a-file":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.distributed.fault_worker import STANDING
 from tests.distributed.test_runs import losses, wait_for_step
 from tests.support.launch import ROOT, start_ranks
 from tests.support.tiny import TinyWorld
@@ -61,6 +62,14 @@ def prepare(world: TinyWorld, root: Path, folder: Path) -> FaultyRun:
     return FaultyRun(folder, config)
 
 
+def wait_for_folder(process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not folder.exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, f"{folder} was not made"
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, ...]]:
     """Losses and norms of the same two ranks without any fault."""
@@ -83,8 +92,9 @@ def test_kills(tiny_world: TinyWorld, undisturbed: dict[int, tuple[float, ...]],
 
     # All ranks, when all is written but not renamed.
     ranks = run.start("before-rename", "0", 6)
-    ranks[0].wait(timeout=120)
-    ranks[1].kill()
+    wait_for_folder(ranks[0], run.folder / STANDING)
+    for rank in ranks:
+        rank.kill()
     assert Ended.of(ranks).statuses == [KILLED, KILLED]
     assert run.checkpoints() == ["02", "04", "06.tmp"]
 
