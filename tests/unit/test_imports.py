@@ -18,7 +18,7 @@ ORDER = [
     ["models"],
     ["distill"],
     ["pipeline"],
-    ["trunk_cache"],
+    ["trunk_cache", "cost"],
     ["engine"],
     ["run"],
     ["callbacks", "export", "signals"],

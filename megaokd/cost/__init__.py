@@ -1,0 +1,1 @@
+"""What a step costs, counted from architectures and layout: nothing is built or run."""
