@@ -56,6 +56,7 @@ class Trainer:
         self.state = new_state(config, self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
         self.watcher = Callback()
+        self._cpu_seconds = 0.0  # this rank's, not yet in the state
 
     def fit(self, stop: StopRequest) -> Outcome:
         """Train to the end, or until SIGTERM or early stopping."""
@@ -112,14 +113,22 @@ class Trainer:
         return bool(asked.item() > 0)
 
     def _save(self) -> None:
+        self.state.training_cpu_seconds += self._take_cpu_seconds()
         self._tell_saved(self.checkpointer.save(self.state))
+
+    def _take_cpu_seconds(self) -> float:
+        """What all ranks spent in training steps since the last call. One all-reduce."""
+        total = torch.tensor(self._cpu_seconds, dtype=torch.float64, device=self.mesh.device)
+        dist.all_reduce(total)
+        self._cpu_seconds = 0.0
+        return total.item()
 
     def _tell_saved(self, record: CheckpointRecord | None) -> None:
         if record is not None:
             self.watcher.on_checkpoint(record)
 
     def _step(self, stop: StopRequest) -> StepReport:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         step = self.state.step
         batch = self.run.train_batches.batch(step)
         data_seconds = time.perf_counter() - started
@@ -129,6 +138,7 @@ class Trainer:
         self.state.step += 1
         seconds = time.perf_counter() - started
         self.state.training_seconds += seconds
+        self._cpu_seconds += time.process_time() - cpu_started
         self._check_frozen()
         record = StepRecord(
             step=self.state.step,
@@ -189,6 +199,7 @@ class Trainer:
             summary = {
                 "steps": self.state.step,
                 "training_seconds": self.state.training_seconds,
+                "training_cpu_seconds": self.state.training_cpu_seconds,
                 "best": self.state.best,
                 "processes": self.mesh.world_size,
                 "config": to_dict(self.config),

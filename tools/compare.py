@@ -8,10 +8,12 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
 from megaokd.cli import run
+from megaokd.comparison.lock import only_one
 from megaokd.comparison.recipe import Recipe, load_recipe
 
 INTERRUPTED = 75
@@ -33,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
     check_matplotlib()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        failures = _run_grid(recipe)
+        with only_one(Path(recipe.folder)):
+            failures = _run_grid(recipe)
+            print(write_comparison_report(collect(recipe, failures), recipe))
     finally:
         signal.signal(signal.SIGTERM, before)
-    results = collect(recipe, failures)
-    print(write_comparison_report(results, recipe))
     return 1 if failures else 0
 
 

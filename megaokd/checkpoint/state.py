@@ -45,6 +45,9 @@ class RunState:
     validated_at: int = 0
     """The step of the last validation."""
     training_seconds: float = 0.0
+    """Wall clock, in training steps alone: no start, validation or waiting for a save."""
+    training_cpu_seconds: float = 0.0
+    """Of the processes' cores in the same steps, all threads, summed over ranks."""
 
     def differences(self, now: "RunState") -> list[str]:
         """In words, what this saved state and the present run do not have in common although they must."""

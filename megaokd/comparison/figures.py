@@ -34,8 +34,8 @@ def check_matplotlib() -> None:
         raise UserError("the report's figures need matplotlib: pip install 'megaokd[report]'")
 
 
-def draw_figures(results: Results, folder: Path) -> list[str]:
-    """Write those of `FIGURES` that there is something to show in; their names."""
+def draw_figures(results: Results, time: str, folder: Path) -> list[str]:
+    """Write those of `FIGURES` that there is something to show in, time by the measure `time`; their names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,14 +48,14 @@ def draw_figures(results: Results, folder: Path) -> list[str]:
         path = folder / name
         path.unlink(missing_ok=True)
         curves = _CURVES.get(name)
-        shown = _draw_curves(figure, methods, *curves) if curves else _draw_quality(figure, methods)
+        shown = _draw_curves(figure, methods, *curves) if curves else _draw_quality(figure, methods, time)
         if shown:
             figure.savefig(path, dpi=120)
             drawn.append(name)
     return drawn
 
 
-def _draw_quality(figure: Any, methods: Sequence[MethodResult]) -> bool:
+def _draw_quality(figure: Any, methods: Sequence[MethodResult], time: str) -> bool:
     shown = [
         key for key in ("cross_entropy", "forward_kl", "rouge_l") if any(key in method.measures for method in methods)
     ]
@@ -65,10 +65,10 @@ def _draw_quality(figure: Any, methods: Sequence[MethodResult]) -> bool:
     for key, axis in zip(shown, axes, strict=True):
         for index, method in enumerate(methods):
             if key in method.measures:
-                seconds, values = method.measures["training_seconds"], method.measures[key]
+                seconds, values = method.measures[time], method.measures[key]
                 axis.scatter(seconds.values, values.values, s=14, alpha=0.5, color=_color(index), linewidths=0)
                 axis.scatter(seconds.mean, values.mean, s=60, color=_color(index), label=method.name)
-        axis.set(xlabel="training seconds", ylabel=MEASURES[key])
+        axis.set(xlabel=MEASURES[time], ylabel=MEASURES[key])
     _legend(figure, axes[0])
     return True
 

@@ -1,6 +1,5 @@
 """The grid: each method with each seed trained and evaluated once, what is finished left alone, a failure told."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,14 +10,14 @@ from typing import Any
 import yaml
 
 from megaokd.checkpoint.state import STUDENT_FOLDER, TEACHER_ADAPTER_FOLDER
-from megaokd.comparison.recipe import Recipe
+from megaokd.comparison.recipe import TIMES, Recipe
 from megaokd.config_file import to_dict
 from megaokd.errors import UserError
 from megaokd.evaluation.report import RESULT_FILE
 from megaokd.subcommand import run_command, shown_command
 
 CELL_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "result.json", "config.yaml", "output.txt", "summary.json"
-KEY_FILE = "cell.json"
+PARTS_FILE = "cell.json"
 
 
 class CellError(Exception):
@@ -76,10 +75,10 @@ def check_unchanged(cell: Cell) -> None:
     Raises:
         UserError: the cell was begun with another configuration, or evaluated with other options.
     """
-    path = cell.folder / KEY_FILE
+    path = cell.folder / PARTS_FILE
     if not path.is_file():
         return
-    before, now = json.loads(path.read_text(encoding="utf-8"))["parts"], json.loads(json.dumps(cell.parts()))
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(cell.parts()))
     done = {
         "training": cell.trained or (cell.folder / "checkpoints").is_dir(),
         "evaluation": (cell.evaluation_folder / RESULT_FILE).is_file(),
@@ -102,8 +101,7 @@ def run_cell(cell: Cell) -> None:
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
     parts = cell.parts()
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    _write_json(cell.folder / KEY_FILE, {"key": key, "parts": parts})
+    _write_json(cell.folder / PARTS_FILE, parts)
     config = cell.folder / CONFIG_FILE
     config.write_text(yaml.safe_dump(parts["training"]["config"], sort_keys=False), encoding="utf-8")
     with (cell.folder / OUTPUT_FILE).open("a", encoding="utf-8") as output:
@@ -118,7 +116,7 @@ def run_cell(cell: Cell) -> None:
             # One that was killed may have left a part of its files.
             shutil.rmtree(cell.evaluation_folder, ignore_errors=True)
             _must(_evaluation_command(cell), write)
-    _write_json(cell.folder / CELL_FILE, {"method": cell.method, "seed": cell.seed, "key": key, **_measured(cell)})
+    _write_json(cell.folder / CELL_FILE, {"method": cell.method, "seed": cell.seed, **_measured(cell)})
 
 
 def read_result(cell: Cell) -> dict[str, Any]:
@@ -155,7 +153,7 @@ def _must(command: list[str], write: Callable[[str], None]) -> None:
 def _measured(cell: Cell) -> dict[str, Any]:
     summary = json.loads((cell.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     evaluation = json.loads((cell.evaluation_folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return {"steps": summary["steps"], "training_seconds": summary["training_seconds"], "evaluation": evaluation}
+    return {**{name: summary[name] for name in ("steps", *TIMES.values())}, "evaluation": evaluation}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

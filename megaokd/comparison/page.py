@@ -6,13 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 from megaokd.comparison.figures import FIGURES, draw_figures
-from megaokd.comparison.recipe import Recipe
+from megaokd.comparison.recipe import TIMES, Recipe
 from megaokd.comparison.results import ADAPTED, MEASURES, Measured, MethodResult, Results
 from megaokd.evaluation.environment import describe_environment, environment_lines
 from megaokd.evaluation.report import markdown_table
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
+_TIME_WORDS = {
+    "wall": "the clock, which counts what else the machine did",
+    "cpu": "CPU seconds, which leave out what else the machine did",
+}
 _STYLE = """body { font: 16px/1.5 sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 0.85rem } td, th { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ccc;
 text-align: right } td:first-child, th:first-child { text-align: left }
@@ -22,7 +26,7 @@ img { max-width: 100% } pre { overflow: auto }"""
 def write_comparison_report(results: Results, recipe: Recipe) -> str:
     """Write both pages and the figures into the recipe's folder; the table and where the pages are, for a terminal."""
     folder = Path(recipe.folder)
-    drawn = draw_figures(results, folder / "figures")
+    drawn = draw_figures(results, TIMES[recipe.time], folder / "figures")
     tables = _tables(results)
     notes = _notes(results, recipe)
     environment = environment_lines(describe_environment())
@@ -60,7 +64,7 @@ def _table(methods: list[MethodResult], columns: dict[str, str]) -> Table:
 def _cell(measured: Measured | None, key: str) -> str:
     if measured is None:
         return "-"
-    digits = 1 if key == "training_seconds" else 4
+    digits = 1 if key in TIMES.values() else 4
     spread = "" if measured.interval is None else f" ± {measured.interval:.{digits}f}"
     return f"{measured.mean:.{digits}f}{spread}"
 
@@ -71,6 +75,8 @@ def _notes(results: Results, recipe: Recipe) -> list[str]:
         "Mean ± half the 95% confidence interval over seeds (Student's t, each method by itself). With a seed all "
         "methods share initial student, batches and number of updates. Cross-entropy and divergences in nats a token.",
         f"Seeds: {', '.join(map(str, recipe.seeds))}. Processes of a training run: {recipe.processes}.",
+        "Times are those in training steps, without start, validation and checkpoints: seconds by the clock, and CPU "
+        f"seconds of all threads of all processes. Methods are compared by {_TIME_WORDS[recipe.time]}.",
     ]
     if evaluation:
         notes.append(

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,8 @@ _STRICT = ConfigDict(extra="forbid")
 # Decided by the grid. Where the recipe decides it too, one of the two would be ignored.
 _OWN_KEYS = {("checkpoint", "folder"), ("checkpoint", "export"), ("train", "seed"), ("train", "resume")}
 _OWN_KEYS |= {("logging", "progress")}
+TIMES = {"wall": "training_seconds", "cpu": "training_cpu_seconds"}
+"""What training time may be measured by -> its name in summary.json."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -58,6 +60,8 @@ class Recipe:
     evaluation: EvaluationOptions
     processes: Positive = 1
     """Of each training run; more than one are started by torchrun."""
+    time: Literal["wall", "cpu"] = "wall"
+    """What methods are compared by; both are in the table. cpu is for a machine that others use as well."""
 
     @property
     def teacher(self) -> str | None:

@@ -19,6 +19,7 @@ MEASURES = {
     "calibration_error": "ECE",
     "rouge_l": "ROUGE-L",
     "training_seconds": "training seconds",
+    "training_cpu_seconds": "training CPU seconds",
 }
 ADAPTED = ("forward_kl", "reverse_kl", "top1_agreement")
 """Measured against the adapted teacher as well."""

@@ -66,6 +66,27 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in results.values()} == after
 
 
+@pytest.mark.slow
+def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """One cell under torchrun: what a run of one process gives, both processes' CPU seconds counted."""
+    cells = {}
+    for processes in (1, 2):
+        values = grid(tiny_world, tmp_path / f"grid-{processes}")
+        values |= {"methods": {"sft": {"method": "sft"}}, "seeds": [0], "processes": processes, "time": "cpu"}
+        values["base"]["parallel"] = {"tensor": processes}
+        write(tmp_path / "recipe.yaml", values)
+        must(megaokd("compare", tmp_path / "recipe.yaml"))
+        cells[processes] = tmp_path / f"grid-{processes}" / "cells" / "sft" / "seed-0"
+    summaries = {number: json.loads((cell / "summary.json").read_text()) for number, cell in cells.items()}
+    results = {number: json.loads((cell / "result.json").read_text()) for number, cell in cells.items()}
+    assert summaries[2]["processes"] == 2
+    assert "torchrun --standalone --nproc-per-node=2" in (cells[2] / "output.txt").read_text()
+    entropies = [results[number]["evaluation"]["cross_entropy"] for number in (1, 2)]
+    assert entropies[0] == pytest.approx(entropies[1], rel=1e-5)
+    for summary, result in zip(summaries.values(), results.values(), strict=True):
+        assert result["training_cpu_seconds"] == summary["training_cpu_seconds"] > 0
+
+
 def grid(world: TinyWorld, folder: Path) -> dict[str, Any]:
     """Two methods, two seeds."""
     base = world.config(folder, train={"steps": 3, "validate_every": 2, "validation_batches": 1})

@@ -119,7 +119,12 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(
     process.communicate()
     saved = [path.name for path in (folder / "checkpoints").iterdir()]
     assert len(saved) == 1, "one checkpoint, of the step that the ranks agreed on"
+    before = json.loads((folder / "checkpoints" / saved[0] / "state.json").read_text())["state"]
     must(torchrun(2, *CLI, config))
+    summary = json.loads((folder / "summary.json").read_text())
+    # Two processes that each compute or wait in gloo; the time before the interruption is not lost.
+    assert 0 < before["training_cpu_seconds"] < summary["training_cpu_seconds"]
+    assert 0 < before["training_seconds"] < summary["training_seconds"]
     expected, found = losses(uninterrupted), losses(folder)
     assert expected.keys() == found.keys()
     for step, values in expected.items():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from megaokd.comparison import figures
 from megaokd.comparison.grid import Cell, check_unchanged, run_cell
+from megaokd.comparison.lock import only_one
 from megaokd.comparison.recipe import load_recipe, merged
 from megaokd.comparison.results import Measured
 from megaokd.errors import UserError
@@ -99,6 +101,17 @@ def test_a_failed_cell_may_change_and_a_begun_one_may_not(tmp_path: Path, monkey
     (cell.folder / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"okd, seed 0: .*training was done \(config.objective: 'absent' -> "):
         check_unchanged(cell)
+
+
+def test_a_second_comparison_in_a_folder_is_refused(tmp_path: Path) -> None:
+    with only_one(tmp_path / "grid"):
+        words = rf"grid: another comparison is running there \(process {os.getpid()} on "
+        with pytest.raises(UserError, match=words), only_one(tmp_path / "grid"):
+            pass
+        with only_one(tmp_path / "other"):
+            pass
+    with only_one(tmp_path / "grid"):
+        pass
 
 
 def test_interval_is_students() -> None:
