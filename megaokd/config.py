@@ -1,7 +1,8 @@
 """The configuration: one YAML file of dataclasses, with dotted overrides.
 
-Every key is declared here with its type, default and unit. pydantic checks the types; `load_config` turns what it
-finds into one sentence that names the key, the line, the value and the nearest valid key.
+Every key is declared here with its type, default, unit and meaning: docs/configuration.md is made from them
+(docs/hooks/configuration_tables.py). pydantic checks the types; `load_config` turns what it finds into one sentence
+that names the key, the line, the value and the nearest valid key.
 """
 
 from typing import Annotated, Any, Literal
@@ -30,15 +31,17 @@ class OnlineModules:
     """The trainable part of the teacher (docs/design.md, "Online modules")."""
 
     kind: Literal["lora", "bottleneck", "head"] = "lora"
-    """On linear layers; behind decoder layers; behind the final norm."""
+    """`lora`: low-rank products on linear layers; `bottleneck`: behind decoder layers; `head`: one behind the final
+    norm."""
     rank: Positive = 8
-    """Width of the module's narrow place."""
+    """Width of a module's narrow place."""
     alpha: PositiveFloat = 16.0
-    """The module's output is scaled by alpha / rank."""
+    """A module's output is scaled by `alpha / rank`."""
     layers: Positive | None = None
-    """How many of the last decoder layers carry modules; default: a quarter, rounded up. Not for `head`."""
+    """How many of the teacher's last layers carry modules; `null`: a quarter, rounded up. Not with `head`."""
     targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] | None = None
-    """Of `lora`: the linear layers; default: all."""
+    """Of `lora`: which linear layers, out of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`,
+    `down_proj`; `null`: all that the teacher has."""
 
     @model_validator(mode="after")
     def _check(self) -> "OnlineModules":
@@ -54,9 +57,9 @@ class TrunkCache:
     """What the teacher's frozen lower layers give for each example, kept on disk (docs/design.md)."""
 
     path: str
-    """A folder that every process sees; runs may share it."""
+    """A folder that every process sees; runs may share it, with any teachers and data."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """float32: exactly what the layers gave; bfloat16: rounded, half the size."""
+    """`float32`: exactly what the layers gave; `bfloat16`: rounded, half the size."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -64,15 +67,16 @@ class Teacher:
     """The frozen teacher. Without `path` there is none: plain supervised training of the student."""
 
     path: str | None = None
-    """A Hugging Face model folder (safetensors), or a name on the Hub."""
+    """Hugging Face folder (a supported family, safetensors, with its tokenizer), or a name on the Hub, `owner/name` or
+    `owner/name@revision`; `null`: no teacher, plain supervised training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """How the frozen weights are stored in memory."""
+    """How the frozen weights are stored in memory; `bfloat16` needs `train.precision: bf16`."""
     online: OnlineModules | None = Field(default_factory=OnlineModules)
-    """Online modules; null freezes the teacher altogether (plain distillation)."""
+    """The trainable modules; `null` freezes the teacher altogether, which is plain distillation."""
     cache: TrunkCache | None = None
-    """Keep the output of the layers below the first online module; null: compute it in every step."""
+    """Keep the output of the layers below the first online module on disk; `null`: compute it in every step."""
     check_frozen_every: NonNegative = 0
-    """Compare a hash of the frozen weights with the one at the start every N steps; 0: never."""
+    """Every N steps, compare a hash of the frozen weights in memory with the one at the start; 0: never."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -80,21 +84,31 @@ class Architecture:
     """A decoder of the Llama family. The vocabulary size comes from the tokenizer of the training data."""
 
     hidden_size: Positive = 256
+    """Width of the residual stream."""
     num_layers: Positive = 4
+    """Decoder layers."""
     num_heads: Positive = 4
+    """Query heads."""
     num_kv_heads: Positive | None = None
-    """Default: num_heads."""
+    """Key and value heads, a divisor of `num_heads`; `null`: `num_heads`."""
     head_dim: Positive | None = None
-    """Default: hidden_size / num_heads."""
+    """Channels of a head, even; `null`: `hidden_size / num_heads`."""
     intermediate_size: Positive | None = None
-    """Default: 8/3 of hidden_size, rounded up to a multiple of 32."""
+    """MLP channels; `null`: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
     rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary frequencies."""
     norm_eps: PositiveFloat = 1e-5
+    """Epsilon of the RMS norms."""
     tied_head: bool = True
+    """The head is the embedding."""
     attention_bias: bool = False
+    """Biases in the attention's projections."""
     mlp_bias: bool = False
+    """Biases in the MLP."""
     initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the initial weights."""
     max_positions: Positive = 2048
+    """Longest sequence; at least `data.sequence_length`."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -102,13 +116,14 @@ class FromTeacher:
     """A student that starts from weights of the teacher. What is not given is as in the teacher."""
 
     layers: Positive | tuple[NonNegative, ...] | None = None
-    """How many of the teacher's layers, spread evenly with the first and the last among them; or which."""
+    """How many of the teacher's layers, spread evenly with the first and the last among them; or which, counted from
+    0."""
     hidden_size: Positive | None = None
     """The first channels of the residual stream."""
     num_heads: Positive | None = None
-    """The first query heads of each KV head that is kept."""
+    """Query heads: the first of each KV head that is kept."""
     num_kv_heads: Positive | None = None
-    """The first KV heads."""
+    """The first KV heads; `null`: as many as keep the teacher's query heads a KV head."""
     intermediate_size: Positive | None = None
     """The first MLP channels."""
 
@@ -118,11 +133,11 @@ class Student:
     """The model that is trained: from a Hugging Face folder, from the teacher, or from scratch with an architecture."""
 
     path: str | None = None
-    """A Hugging Face model folder (safetensors), or a name on the Hub."""
+    """Hugging Face folder (safetensors), or a name on the Hub, to start from."""
     from_teacher: FromTeacher | None = None
     """Instead of `path`: start from a part of the teacher's weights."""
     architecture: Architecture = Field(default_factory=Architecture)
-    """Used where neither of the other two is given."""
+    """Used where neither of the other two is given; initialised from `train.seed`."""
 
 
 def _weights(*, ce: float, forward_kl: float) -> Weights:
@@ -134,10 +149,15 @@ class Objective:
     """L_s = sum of weighted terms for the student, L_t the same for the online modules (docs/design.md)."""
 
     student: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=1.0))
+    """What the student minimises; without a teacher only `ce` is left of it."""
     teacher: Weights = Field(default_factory=lambda: _weights(ce=1.0, forward_kl=0.1))
+    """What the online modules minimise: at least one term beside the anchor. Without modules it is ignored."""
     temperature: PositiveFloat = 1.0
+    """Divides both models' logits in the divergences, which are multiplied by its square; `ce` and `anchor` stay at
+    1."""
     fused: bool = True
-    """Heads and loss in chunks of tokens: a micro-batch's logits never exist whole; false: all logits at once."""
+    """Heads and loss in chunks of tokens, so that the logits of a micro-batch never exist whole; `false`: all of them
+    at once."""
 
     @model_validator(mode="after")
     def _check(self) -> "Objective":
@@ -146,7 +166,9 @@ class Objective:
         return self
 
     backend: Literal["auto", "triton", "compiled", "eager"] = "auto"
-    """What computes the loss (kernels/README.md); one that cannot run here is an error, never replaced."""
+    """What computes the loss. `auto`: `triton` on a GPU; on a CPU `compiled` where a micro-batch has at least a million
+    (2^20) logits and there is a C++ compiler, else `eager`. A named one that cannot run here is an error, never
+    replaced."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -154,14 +176,17 @@ class Parallel:
     """The layout. Data parallelism is what is left of the world size: world / (tensor * pipeline)."""
 
     tensor: Positive = 1
+    """Tensor-parallel processes; must suit heads, KV heads and MLP channels of both models."""
     pipeline: Positive = 1
+    """Pipeline stages of processes; at most the layers of the shallower model."""
     virtual_stages: Positive = 1
-    """Stages a pipeline rank holds; more than 1 needs schedule: interleaved1f1b."""
+    """Stages that one pipeline rank holds; more than 1 needs `schedule: interleaved1f1b`."""
     schedule: Literal["1f1b", "interleaved1f1b"] = "1f1b"
+    """Order of the micro-batches in the pipeline."""
     sequence_parallel: bool = False
-    """Split activations between the tensor-parallel regions along the sequence."""
+    """Outside the tensor-parallel regions each rank holds its part of the sequence."""
     recompute: bool = False
-    """Recompute each decoder layer in backward instead of keeping its activations."""
+    """Recompute a decoder layer in backward instead of keeping its activations."""
 
     @property
     def num_stages(self) -> int:
@@ -174,6 +199,7 @@ class WeightedDataset:
     """A part of a mixture."""
 
     path: str
+    """As `data.train` where it is one text."""
     weight: PositiveFloat = 1.0
     """Its share of the examples drawn, relative to the other parts."""
 
@@ -183,18 +209,23 @@ class Data:
     """Tokenized data sets, as `megaokd preprocess` writes them, or Megatron's."""
 
     train: str | Annotated[tuple[WeightedDataset, ...], Field(min_length=1)]
-    """One, or a list of {path, weight} to draw from."""
+    """Folder of the training data or prefix of Megatron files; or a mixture, a list of `{path: .., weight: ..}`:
+    weights are relative, 1 where absent."""
     validation: str | None = None
+    """Folder of held-out data, made with the same tokenizer; `null`: no validation."""
     tokenizer: str | None = None
-    """The tokenizer of Megatron data sets, which do not carry one."""
+    """Folder of the tokenizer of Megatron datasets, which do not carry one."""
     sequence_length: Positive = 512
-    """Longer examples are cut at the end."""
+    """Most positions of an example; longer ones are cut at the end, and an example whose prompt fills them all is left
+    out."""
     bucket: Positive = 32
-    """A batch is padded to the longest example of the global batch, rounded up to a multiple of this."""
+    """A batch is as wide as the longest example of its global batch, rounded up to a multiple of this."""
     packing: bool = False
-    """Several examples in a row of sequence_length positions, each seeing itself only; batches are counted in rows."""
+    """Several examples in a row of `sequence_length` positions, each seeing itself only and with positions of its own;
+    batches are then counted in rows."""
     length_window: NonNegative = 0
-    """Steps whose examples are dealt to them by length, so that less is padding; 0: as they come."""
+    """The examples of so many steps are dealt to them by length, so that less is padding; 0: as they come. Not with
+    `packing`."""
 
     @property
     def widest_batch(self) -> int:
@@ -207,16 +238,21 @@ class OptimizerGroup:
     """AdamW and schedule of one parameter group."""
 
     lr: PositiveFloat = 1e-3
+    """Learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the two moments."""
     eps: PositiveFloat = 1e-8
+    """Epsilon of AdamW."""
     weight_decay: NonNegativeFloat = 0.1
-    """Not applied to norms and biases."""
+    """Decoupled; not applied to norms and biases."""
     clip: NonNegativeFloat = 1.0
-    """Largest gradient norm of this group; 0: not clipped."""
+    """Largest gradient norm of this group, measured over this group alone; 0: not clipped."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up, over the rest of `train.steps`."""
     warmup_steps: NonNegative = 0
+    """Steps of a linear rise to `lr`."""
     min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """The schedule ends at lr * min_lr_ratio."""
+    """`cosine` and `linear` end at `lr` times this."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -224,7 +260,9 @@ class OnlineGroup(OptimizerGroup):
     """The group of the online modules: gentler defaults, the same keys."""
 
     lr: PositiveFloat = 1e-4
+    """A tenth of the student's."""
     weight_decay: NonNegativeFloat = 0.0
+    """None."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -232,7 +270,9 @@ class Optimizer:
     """One group for the student, one for the online modules."""
 
     student: OptimizerGroup = Field(default_factory=OptimizerGroup)
+    """The student's parameter group."""
     online: OnlineGroup = Field(default_factory=OnlineGroup)
+    """The online modules' parameter group."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -240,27 +280,34 @@ class Train:
     """The loop."""
 
     steps: Positive
+    """Optimizer steps of the whole run."""
     global_batch: Positive = 32
-    """Examples an optimizer step, over all ranks."""
+    """Examples of a step over all processes; a multiple of `micro_batch` x data-parallel ranks."""
     micro_batch: Positive = 8
-    """Examples a forward pass, on each data-parallel rank."""
+    """Examples of one forward pass on one data-parallel rank."""
     seed: NonNegative = 0
+    """Of the initial weights and of the order of the data."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: fp32 weights and gradients, bf16 matrix products (autocast)."""
+    """`bf16`: matrix products in bf16 (autocast); weights, gradients and optimizer state stay fp32."""
     zero_stage: Literal[1, 2] = 1
+    """DeepSpeed ZeRO stage; 2 needs `parallel.pipeline: 1`."""
     validate_every: NonNegative = 0
+    """Steps between validations, and one after the last step; 0: never."""
     validation_batches: Positive | None = None
-    """Global batches a validation; default: the whole validation set."""
+    """Global batches of a validation, the first ones; `null`: all of `data.validation`."""
     best_metric: str = "validation/student_ce"
-    """The lowest value of this metric (the highest, for an agreement) decides which checkpoint is kept as best."""
+    """The checkpoint with the lowest value of this metric (the highest, for an agreement) is kept beside the last
+    ones."""
     early_stopping: NonNegative = 0
-    """Stop after this many validations without a better value; 0: never."""
+    """End after so many validations in a row without a better value; 0: never."""
     resume: Literal["auto", "never"] = "never"
-    """auto: continue from the newest complete checkpoint of checkpoint.folder, if there is one."""
+    """`auto`: continue from the newest complete checkpoint of `checkpoint.folder`, start anew where there is none;
+    `never`: refuse a folder that holds checkpoints."""
     timeout_s: Positive = 600
-    """A collective that waits longer ends the run."""
+    """Seconds after which a collective that still waits fails, and the run ends."""
     lost_rank_s: Positive = 120
-    """A rank that gives no sign of life for so many seconds is lost: the others name it and end."""
+    """Seconds without a sign of life after which a rank is lost, and the others name it and end; 4 once a collective
+    has failed."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -268,19 +315,26 @@ class Checkpoint:
     """Where and how often the run is saved."""
 
     folder: str
+    """Where everything of the run is written; on several machines a file system that all of them share."""
     every: NonNegative = 0
-    """Steps; 0: only at the end and on SIGTERM."""
+    """Steps between checkpoints; 0: at the end and on SIGTERM only. A validation that is the best so far saves as
+    well."""
     keep_last: Positive = 2
+    """Newest checkpoints that are kept, beside the best one."""
     keep_every: NonNegative = 0
-    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    """Checkpoints at multiples of so many steps are kept for good; a multiple of `every`. 0: none."""
     asynchronous: bool = True
-    """Write in the background from a copy in host memory; false: training waits until all is on disk."""
+    """Training stops only while its state is copied to host memory, of which it takes as much as a rank writes;
+    `false`: until all is on disk."""
     export: bool = True
-    """At the end write the student as a Hugging Face folder (folder/student), online modules as a PEFT adapter."""
+    """At the end write the student, as it is after the last step, to `folder/student` in Hugging Face format, and
+    online modules of kind `lora` to `folder/teacher_adapter` as a LoRA adapter that `peft` loads onto the original
+    teacher; `peft` has no form for the other kinds, which stay in the checkpoints."""
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the student's weights are written there."""
     export_merged_teacher: bool = False
-    """At the end also write the teacher with its online modules merged (folder/teacher)."""
+    """At the end also write the teacher with its online modules merged into its weights, to `folder/teacher` in Hugging
+    Face format; in `teacher.dtype`. Needs `lora`: a bottleneck is not linear."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -288,8 +342,11 @@ class Logging:
     """What is written while the run goes on: TensorBoard events and log.jsonl in the checkpoint folder."""
 
     every: Positive = 10
+    """Steps between lines of `log.jsonl` and points in TensorBoard."""
     tensorboard: bool = True
+    """Write TensorBoard events to `folder/tensorboard`."""
     progress: bool = True
+    """A progress bar on stderr; without a terminal ten lines a run."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -300,7 +357,7 @@ class Config:
     train: Train
     checkpoint: Checkpoint
     method: MethodName | None = None
-    """A named method: fills in objective.student, objective.teacher and teacher.online (megaokd/methods.py)."""
+    """A named method, which fills in `objective` and `teacher.online`; `null`: as they are given."""
     teacher: Teacher = Field(default_factory=Teacher)
     student: Student = Field(default_factory=Student)
     objective: Objective = Field(default_factory=Objective)
