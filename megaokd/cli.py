@@ -12,6 +12,7 @@ from megaokd.version import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("megaokd.train_command", "train or distil a student: train CONFIG.yaml [section.key=value ...]"),
     "corpus": ("megaokd.tools.corpus", "signature -> docstring pairs from installed Python packages"),
+    "debian-descriptions": ("megaokd.tools.debian_descriptions", "long description -> synopsis, from apt's lists"),
     "tokenizer": ("megaokd.tools.tokenizer", "train a sentencepiece tokenizer"),
     "preprocess": ("megaokd.tools.preprocess", "text or instruction data -> token data"),
     "data": ("megaokd.tools.data", "inspect a token dataset, or measure how fast one is made"),
