@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from megaokd.methods import MethodName
+from megaokd.options.warnings import Warnings
 from megaokd.terms import ANCHOR, check_term
 
 _STRICT = ConfigDict(extra="forbid")
@@ -347,6 +348,8 @@ class Logging:
     """Write TensorBoard events to `folder/tensorboard`."""
     progress: bool = True
     """A progress bar on stderr; without a terminal ten lines a run."""
+    warnings: Warnings = Field(default_factory=Warnings)
+    """From when on a person is told that the run needs a look."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

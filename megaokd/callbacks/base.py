@@ -56,6 +56,22 @@ class CheckpointRecord:
     """How long writing took: beside training, or part of the stall with `checkpoint.asynchronous: false`."""
 
 
+@dataclass(frozen=True)
+class WarningRecord:
+    """Something that a person should act on."""
+
+    step: int
+    kind: str
+    """What is watched, as in `logging.warnings`; of gradients also whose: `gradient_spike/online`."""
+    seen: str
+    """What was measured, and what it was compared with."""
+    advice: str
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        return f"step {self.step}: warning: {self.seen}. {self.advice}"
+
+
 class Callback:
     """A watcher; override what is of interest."""
 
@@ -67,6 +83,9 @@ class Callback:
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         """After a checkpoint has become complete, which may be some steps later than its own."""
+
+    def on_warning(self, record: WarningRecord) -> None:
+        """When a check of the logged numbers says so (`warnings.py`)."""
 
     def on_message(self, text: str) -> None:
         """Something that a person should read."""

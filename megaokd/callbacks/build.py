@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from megaokd.callbacks.base import Callback
+from megaokd.callbacks.checks import build_checks
 from megaokd.callbacks.fan_out import FanOut
+from megaokd.callbacks.journal import read_journal
 from megaokd.callbacks.logs import JsonLog, TensorBoard
-from megaokd.callbacks.progress import ProgressBar
+from megaokd.callbacks.progress import ProgressBar, WarningLines
+from megaokd.callbacks.warnings import WarningGiver
 from megaokd.config import Config
 from megaokd.mesh import ParallelMesh
 
@@ -20,4 +23,8 @@ def build_callbacks(config: Config, mesh: ParallelMesh, first_step: int) -> Call
         callbacks.append(TensorBoard(folder, config.logging.every, first_step=first_step))
     if config.logging.progress:
         callbacks.append(ProgressBar(config.train.steps, first_step))
-    return FanOut(callbacks)
+    callbacks.append(WarningLines())
+    past = read_journal(folder, last_step=first_step) if first_step else []
+    options = config.logging.warnings
+    giver = WarningGiver(build_checks(config), FanOut(callbacks), repeat_after=options.repeat_after, past=past)
+    return FanOut([*callbacks, giver])

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 
-from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord
+from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord, WarningRecord
 from megaokd.errors import RunError
 
 
@@ -21,6 +21,9 @@ class FanOut(Callback):
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._tell_each(lambda watcher: watcher.on_checkpoint(record))
+
+    def on_warning(self, record: WarningRecord) -> None:
+        self._tell_each(lambda watcher: watcher.on_warning(record))
 
     def on_message(self, text: str) -> None:
         self._tell_each(lambda watcher: watcher.on_message(text))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord
+from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord, WarningRecord
+from megaokd.callbacks.journal import JOURNAL_FILE
 
 
 class JsonLog(Callback):
@@ -15,7 +16,7 @@ class JsonLog(Callback):
 
     def __init__(self, folder: Path, every: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
+        path = folder / JOURNAL_FILE
         _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
         self._every = every
@@ -29,6 +30,10 @@ class JsonLog(Callback):
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._write({"kind": "checkpoint", **asdict(record)})
+
+    def on_warning(self, record: WarningRecord) -> None:
+        words = {"warning": record.kind, "seen": record.seen, "advice": record.advice}
+        self._write({"kind": "warning", "step": record.step, **words})
 
     def on_message(self, text: str) -> None:
         self._write({"kind": "message", "text": text})
@@ -66,6 +71,9 @@ class TensorBoard(Callback):
         for name, value in record.metrics.items():
             self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
+
+    def on_warning(self, record: WarningRecord) -> None:
+        self._writer.add_text("warnings", str(record), record.step)
 
     def close(self) -> None:
         self._writer.close()

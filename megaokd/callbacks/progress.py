@@ -1,11 +1,11 @@
-"""A progress bar with loss, tokens/s and time left."""
+"""What a terminal shows: a progress bar with loss, tokens/s and time left, and warnings."""
 
 import io
 import sys
 
 from tqdm import tqdm
 
-from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord
+from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord, WarningRecord
 
 _SHOWN = ("student_ce", "forward_kl", "top1_agreement", "teacher_ce", "teacher_drift")
 
@@ -50,3 +50,10 @@ class ProgressBar(Callback):
 
     def close(self) -> None:
         self._bar.close()
+
+
+class WarningLines(Callback):
+    """Warnings on stderr, above the bar where there is one."""
+
+    def on_warning(self, record: WarningRecord) -> None:
+        tqdm.write(f"megaokd: {record}", file=sys.stderr)

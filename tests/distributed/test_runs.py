@@ -14,6 +14,7 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from megaokd.callbacks.journal import read_journal
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
@@ -46,8 +47,10 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
         "train": {"steps": 12, "validate_every": 6},
         "teacher": {"check_frozen_every": 4},
         "checkpoint": {"export_merged_teacher": True},
+        "logging": {"warnings": {"teacher_drift": 1e-9}},
     }
-    must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
+    result = must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
+    assert result.stderr.count("megaokd: step 6: warning: the adapted teacher is") == 1
     return folder / "run"
 
 
@@ -95,15 +98,20 @@ def test_a_checkpoint_is_exported_in_another_layout(uninterrupted: Path, tmp_pat
 
 def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}}
+    options = {
+        "train": {"steps": 12, "validate_every": 6, "resume": "auto"},
+        "logging": {"warnings": {"teacher_drift": 1e-9}},
+    }
     config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
     process = start(*CLI, config)
-    wait_for_step(process, folder, 3)
+    wait_for_step(process, folder, 7)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 75
     must(megaokd("train", config))
     assert losses(folder) == losses(uninterrupted)
+    warnings = [[line for line in read_journal(run) if line["kind"] == "warning"] for run in (folder, uninterrupted)]
+    assert warnings[0] == warnings[1], "what was told before SIGTERM is not told again"
 
 
 def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(

@@ -1,0 +1,1 @@
+"""Sections of the configuration that are rooms of their own; `config.py` puts them into the whole."""
