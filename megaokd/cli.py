@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("megaokd.tools.export", "the student or the moved teacher of any checkpoint, for transformers and peft"),
     "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
     "compare": ("megaokd.tools.compare", "methods x seeds from the same initial student: one grid, one report"),
-    "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss beside its alternatives"),
+    "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss, or of a step, beside alternatives"),
     "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),
 }
 

@@ -10,6 +10,7 @@ from megaokd.errors import UserError
 # What is measured -> (module with `main(argv)`, one line of help).
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "loss": ("megaokd.benchmark.loss_command", "time and peak memory of the loss beside its alternatives"),
+    "step": ("megaokd.benchmark.step_command", "a training step, its parts and its memory, beside other loops"),
 }
 
 

@@ -1,0 +1,78 @@
+"""step.md and step.json: the newest comparison of each pair of models."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from megaokd.benchmark.step.contenders import PLAIN
+from megaokd.benchmark.step.phases import PHASES
+from megaokd.evaluation.environment import environment_lines
+from megaokd.evaluation.report import markdown_table
+
+_HEAD = """# Time and memory of a training step
+
+Medians of interleaved repetitions, one thread; +- is half of the distance between the quartiles. Each row is a process
+of its own that sleeps while another steps. Before anything is timed, values are compared: losses, divergence and the
+student's gradient norm of the first step are those of plain distillation (1e-5, relative), since modules begin as
+nothing; with a cache or recomputation every value of every step is bit-identical. Memory is the peak of the process
+during steps beyond what it held before its models were built. FLOPs are those of matrix products, counted from the
+architectures (equal to torch's own counter, product by product), attention as whole squares; utilisation is of a
+2048 x 2048 x 2048 product in the same run, without what is recomputed.
+"""
+
+
+def write_report(folder: Path, comparison: dict[str, Any]) -> str:
+    """Put this comparison in the place of the last one of its pair; returns the whole page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "step.json"
+    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    others = [other for other in known if other["title"] != comparison["title"]]
+    everything = sorted([*others, comparison], key=lambda one: one["vocab"])
+    path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    page = "\n".join([_HEAD, *(_section(one) for one in everything)])
+    (folder / "step.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def _section(comparison: dict[str, Any]) -> str:
+    lines = [f"## {comparison['title'][0].upper()}{comparison['title'][1:]}", "", f"    {comparison['command']}", ""]
+    lines += environment_lines(comparison["environment"])
+    lines += ["", _times(comparison), "", "Milliseconds of each phase:", "", _phases(comparison), ""]
+    lines += ["Targets:", "", *map(_target, comparison["targets"]), ""]
+    return "\n".join(lines)
+
+
+def _times(comparison: dict[str, Any]) -> str:
+    header = ("", "ms", "+-", "tokens/s", "peak MB", "x plain", "FLOPs x plain", "over FLOPs", "utilisation")
+    plain = comparison["rows"][PLAIN]
+    cells = []
+    for name, row in comparison["rows"].items():
+        if row["refused"]:
+            cells.append([name, row["refused"], *[""] * 7])
+            continue
+        quartiles = statistics.quantiles(row["seconds"], n=4) if len(row["seconds"]) > 1 else [0.0] * 3
+        line = [name, f"{1e3 * row['median']:.0f}", f"{(quartiles[2] - quartiles[0]) / 2 / row['median']:.0%}"]
+        line += [f"{comparison['input_tokens'] / row['median']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        ratio = row["median"] / plain["median"] if plain.get("median") else None
+        line.append("" if ratio is None else f"{ratio:.2f}")
+        if ratio is not None and "flops" in row:
+            predicted = row["flops"] / plain["flops"]
+            line += [f"{predicted:.2f}", f"{ratio / predicted:.2f}", f"{row['utilisation']:.0%}"]
+        cells.append([*line, *[""] * (len(header) - len(line))])
+    note = f"\n\nThe product: {comparison['matmul_flops'] / 1e9:.0f} GFLOP/s."
+    return markdown_table(header, cells) + note
+
+
+def _phases(comparison: dict[str, Any]) -> str:
+    rows = {name: row["phases"] for name, row in comparison["rows"].items() if row.get("phases")}
+    return markdown_table(
+        ("", *PHASES),
+        [[name, *(f"{1e3 * phases[phase]:.1f}" for phase in PHASES)] for name, phases in rows.items()],
+    )
+
+
+def _target(target: dict[str, Any]) -> str:
+    sign = ">=" if target["at_least"] else "<="
+    met = "met" if target["met"] else "**missed**"
+    return f"- {target['text']}: {target['value']:.3g}, wanted {sign} {target['limit']}: {met}"

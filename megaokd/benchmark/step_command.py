@@ -1,0 +1,112 @@
+"""`megaokd benchmark step`: a training step, its parts and its memory, beside the same step by other means.
+
+One thread a process on a CPU. The page keeps the newest comparison of each pair of models, so two calls with different
+--vocab make one page.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megaokd.option_types import positive
+
+if TYPE_CHECKING:
+    from megaokd.benchmark.step.worker import Contender
+
+NUM_BATCHES = 4
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, write the report, print it."""
+    options = _parser().parse_args(argv)
+    import torch
+
+    from megaokd.benchmark.step.contenders import compare_values, contenders, our_variants
+    from megaokd.benchmark.step.report import write_report
+    from megaokd.benchmark.step.results import summarize
+    from megaokd.benchmark.step.worker import check_system
+    from megaokd.benchmark.step.world import ModelSize, Pair, build_world
+    from megaokd.evaluation.environment import describe_environment
+
+    check_system()
+    torch.set_num_threads(1)
+    pair = Pair(
+        teacher=ModelSize(*options.teacher),
+        student=ModelSize(*options.student),
+        vocab=options.vocab,
+        sequence=options.sequence,
+        global_batch=options.batch,
+        micro_batch=options.micro_batch or options.batch,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        world = build_world(pair, Path(folder), NUM_BATCHES)
+        variants = our_variants(pair.teacher.num_layers)
+        found = {one.name: one for one in contenders(world, variants, peers=not options.no_peers)}
+        peaks = _measure(list(found.values()), options.repetitions)
+        compare_values(found)
+        comparison = {
+            "vocab": pair.vocab,
+            "command": f"megaokd benchmark step {shlex.join(argv)}",
+            "environment": describe_environment() | {"peers": _versions(), "threads": "1"},
+            **summarize(world, variants, found, peaks),
+        }
+    print(write_report(Path(options.output), comparison))
+    return 0
+
+
+def _measure(found: "list[Contender]", repetitions: int) -> list[float]:
+    """Steps of all contenders in turn; FLOP/s of a matrix product, once in each turn."""
+    from megaokd.benchmark.step.results import matmul_flops
+    from megaokd.benchmark.step.worker import Worker
+
+    peaks = []
+    with ExitStack() as processes:
+        workers = [processes.enter_context(Worker(contender)) for contender in found]
+        for worker in workers:
+            worker.contender.refused = worker.ready()
+        workers = [worker for worker in workers if not worker.contender.refused]
+        for worker in workers:  # compiles what it compiles; all at once, as it is not timed
+            worker.begin(0)
+        for worker in workers:
+            worker.finish()
+        for step in range(1, repetitions + 1):
+            peaks.append(matmul_flops())
+            for worker in workers:
+                worker.begin(step)
+                worker.finish()
+            print(f"measured: repetition {step} of {repetitions}", file=sys.stderr, flush=True)
+        for worker in workers:
+            worker.contender.peak_bytes = worker.peak_bytes()
+    return peaks
+
+
+def _versions() -> str:
+    import importlib.metadata
+
+    found = []
+    for package in ("peft", "trl"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join(found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    size: dict[str, Any] = {"type": positive, "nargs": 2, "metavar": ("LAYERS", "WIDTH")}
+    parser = argparse.ArgumentParser(prog="megaokd benchmark step", description=__doc__)
+    parser.add_argument("--teacher", default=(16, 512), **size, help="width: a multiple of 64 (default: 16 512)")
+    parser.add_argument("--student", default=(4, 192), **size, help="default: 4 192")
+    parser.add_argument("--vocab", type=positive, default=4096, help="default: 4096")
+    parser.add_argument("--sequence", type=positive, default=256, help="positions, half of them prompt (default: 256)")
+    parser.add_argument("--batch", type=positive, default=4, help="sequences of a step (default: 4)")
+    parser.add_argument("--micro-batch", type=positive, help="sequences of a forward pass (default: all)")
+    parser.add_argument("--repetitions", type=positive, default=7, help="default: 7")
+    parser.add_argument("--no-peers", action="store_true", help="only this project's own steps")
+    parser.add_argument("--output", required=True, help="folder for step.md and step.json")
+    return parser

@@ -1,0 +1,89 @@
+"""The benchmark of a step: who disagrees gets no ratio, targets are judged, phases add up to the step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaokd.benchmark.step.contenders import CACHED, EIGHTH, PLAIN, TRL, USER_PLAIN, compare_values, contenders
+from megaokd.benchmark.step.ours import Variant
+from megaokd.benchmark.step.phases import PHASES
+from megaokd.benchmark.step.report import write_report
+from megaokd.benchmark.step.results import summarize, targets
+from megaokd.benchmark.step.worker import Contender, Measured, Worker
+from megaokd.benchmark.step.world import ModelSize, Pair, World, build_world
+
+TINY = Pair(ModelSize(4, 64), ModelSize(2, 64), vocab=37, sequence=16, global_batch=4, micro_batch=2)
+
+
+def contender(name: str, *losses: float, seconds: float = 1.0) -> Contender:
+    steps = [
+        Measured(seconds, {"student_loss": loss, "forward_kl": 0.5, "norm of student": 2.0}, {}) for loss in losses
+    ]
+    return Contender(name, "module:name", {}, steps=steps, peak_bytes=100)
+
+
+def test_who_disagrees_is_refused() -> None:
+    cases = [
+        contender(PLAIN, 1.0, 3.0),
+        contender(EIGHTH, 1.0 + 1e-6, 9.0),  # its modules move in the second step
+        contender(CACHED, 1.0 + 1e-6, 9.0 + 1e-12),
+        contender(USER_PLAIN, 1.1, 3.0),
+        contender(TRL, 1.1, 3.0),  # only the divergence is compared
+    ]
+    compare_values({case.name: case for case in cases})
+    assert [bool(case.refused) for case in cases] == [False, False, True, True, False]
+    assert "student_loss is 1.1 instead of 1" in cases[3].refused
+
+
+def test_targets() -> None:
+    def row(median: float, flops: int, data: float = 0.0) -> dict[str, Any]:
+        return {"median": median, "flops": flops, "peak_bytes": 100, "phases": {"data": data}}
+
+    rows = {PLAIN: row(2.0, 100), EIGHTH: row(2.4, 120, data=0.024), CACHED: row(1.1, 40), TRL: {"refused": "no"}}
+    found = {one["text"]: (one["value"], one["met"]) for one in targets(rows)}
+    assert found == {
+        "time of OKD, top eighth / plain distillation, over the ratio of FLOPs": (pytest.approx(1.0), True),
+        "time of OKD, top eighth / plain distillation": (pytest.approx(1.2), True),
+        "time of OKD, top eighth, cached / plain distillation": (pytest.approx(0.55), False),
+        "data's largest share of a step": (pytest.approx(0.01), True),
+    }
+
+
+@pytest.mark.slow
+def test_a_comparison_of_two_steps(tmp_path: Path) -> None:
+    world: World = build_world(TINY, tmp_path, 2)
+    variants = [Variant(PLAIN), Variant(EIGHTH, online_layers=1)]
+    found = {one.name: one for one in contenders(world, variants, peers=False)}
+    for one in found.values():
+        with Worker(one) as worker:
+            assert worker.ready() == ""
+            for step in range(3):
+                worker.begin(step)
+                worker.finish()
+            one.peak_bytes = worker.peak_bytes()
+    compare_values(found)
+    result = summarize(world, variants, found, [1e9])
+    for one in found.values():
+        assert not one.refused
+        assert one.peak_bytes > 0
+        for step in one.steps:
+            assert sum(step.phases.values()) == pytest.approx(step.seconds, rel=0.1, abs=1e-3)
+            busy = {phase for phase in PHASES if step.phases[phase] > 0}
+            assert busy == set(PHASES) - ({"teacher backward"} if one.name == PLAIN else set())
+    tokens = TINY.global_batch * TINY.sequence
+    assert result["input_tokens"] == tokens
+    comparison = {"vocab": TINY.vocab, "command": "megaokd", "environment": {}, **result}
+    write_report(tmp_path, comparison)
+    page = write_report(tmp_path, comparison)
+    assert page.count("## ") == 1
+    assert len(json.loads((tmp_path / "step.json").read_text())) == 1
+    assert f"| {EIGHTH} " in page
+
+
+@pytest.mark.slow
+def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
+    missing = Contender("peer", "megaokd.benchmark.step.user_loop:UserLoop", {}, libraries=["no_such_library"])
+    with Worker(missing) as worker:
+        assert worker.ready() == "ModuleNotFoundError: No module named 'no_such_library'"
