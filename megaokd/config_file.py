@@ -84,22 +84,38 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
-def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
-    key, separator, text = override.partition("=")
-    parts = tuple(re.split(r"\.(?![^(]*\))", key))  # the point in skew_forward_kl(0.1) separates nothing
-    if not separator or not all(parts):
-        raise UserError(f"override {override!r}: expected section.key=value, for example train.steps=100")
+def split_key(key: str) -> KeyPath:
+    """A dotted key's parts; the point in skew_forward_kl(0.1) separates nothing."""
+    return tuple(re.split(r"\.(?![^(]*\))", key))
+
+
+def set_value(values: dict[str, Any], parts: KeyPath, value: Any) -> None:
+    """Set a key in place, its sections made where they are missing.
+
+    Raises:
+        ValueError: one of them is there and not a section.
+    """
     target = values
     for part in parts[:-1]:
         if target.get(part) is None:
             target[part] = {}
         target = target[part]
         if not isinstance(target, dict):
-            raise UserError(f"override {override!r}: {part} is not a section")
+            raise ValueError(f"{part} is not a section")
+    target[parts[-1]] = value
+
+
+def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
+    key, separator, text = override.partition("=")
+    parts = split_key(key)
+    if not separator or not all(parts):
+        raise UserError(f"override {override!r}: expected section.key=value, for example train.steps=100")
     try:
-        target[parts[-1]] = yaml.safe_load(text)
+        set_value(values, parts, yaml.safe_load(text))
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
+    except ValueError as error:
+        raise UserError(f"override {override!r}: {error}") from None
     origins[parts] = f"override {override!r}"
 
 

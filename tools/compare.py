@@ -9,12 +9,18 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from megaokd.cli import run
+from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
-from megaokd.comparison.recipe import Recipe, load_recipe
+from megaokd.comparison.recipe import Recipe
+from megaokd.errors import UserError
+
+if TYPE_CHECKING:
+    from megaokd.comparison.work import Work
 
 INTERRUPTED = 75
 
@@ -44,25 +50,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run_grid(recipe: Recipe) -> dict[str, str]:
-    """Cell -> what it failed with."""
-    from megaokd.comparison.grid import CellError, cells, check_unchanged, run_cell
+    """Cell or search -> what it failed with."""
+    from megaokd.comparison.grid import all_work
+    from megaokd.comparison.work import CellError
 
-    grid = list(cells(recipe))
-    for cell in grid:
-        check_unchanged(cell)
-    missing = [cell for cell in grid if not cell.finished]
+    grid = all_work(recipe)
+    for work in grid:
+        if all(source.finished for source in work.sources):
+            work.check_unchanged()
+    missing = [work for work in grid if not work.finished]
     failures: dict[str, str] = {}
     with tqdm(total=len(grid), initial=len(grid) - len(missing), unit="cell", dynamic_ncols=True) as bar:
-        for cell in missing:
-            bar.set_description(cell.name)
+        for work in missing:
             try:
-                run_cell(cell)
-            except CellError as error:
-                failures[cell.name] = str(error)
-                bar.write(f"megaokd: {cell.name} failed, the others go on: {error}", file=sys.stderr)
+                _check_sources(work)
+                work.check_unchanged()
+                work.run(bar.set_description)
+            except (CellError, UserError) as error:
+                failures[work.name] = str(error)
+                bar.write(f"megaokd: {work.name} failed, the others go on: {error}", file=sys.stderr)
             bar.update()
         bar.set_description("grid")
     return failures
+
+
+def _check_sources(work: "Work") -> None:
+    """Raises UserError where one is missing: it has failed in this call."""
+    missing = [source.name for source in work.sources if not source.finished]
+    if missing:
+        raise UserError(f"it takes something from what has failed: {'; '.join(missing)}")
 
 
 def _interrupt(number: int, frame: object) -> None:

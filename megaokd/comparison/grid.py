@@ -1,27 +1,32 @@
 """The grid: each method with each seed trained and evaluated once, what is finished left alone, a failure told."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from megaokd.checkpoint.state import STUDENT_FOLDER, TEACHER_ADAPTER_FOLDER
+from megaokd.checkpoint.state import MERGED_TEACHER_FOLDER, STUDENT_FOLDER, TEACHER_ADAPTER_FOLDER
 from megaokd.comparison.recipe import TIMES, Recipe
+from megaokd.comparison.search import SearchRun, read_choice
+from megaokd.comparison.work import (
+    CONFIG_FILE,
+    PARTS_FILE,
+    Work,
+    begun,
+    check_same,
+    cost,
+    must,
+    output_of,
+    read_json,
+    train,
+    trained,
+    write_json,
+)
 from megaokd.config_file import to_dict
-from megaokd.errors import UserError
 from megaokd.evaluation.report import RESULT_FILE
-from megaokd.subcommand import run_command, shown_command
 
-CELL_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "result.json", "config.yaml", "output.txt", "summary.json"
-PARTS_FILE = "cell.json"
-
-
-class CellError(Exception):
-    """A command of a cell ended with another status than 0; its words are the command and its last lines."""
+CELL_FILE = "result.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,125 +53,120 @@ class Cell:
         return self.folder / "evaluation"
 
     @property
-    def trained(self) -> bool:
-        """Whether the run has reached its end: the summary is the last that it writes."""
-        return (self.folder / SUMMARY_FILE).is_file()
+    def evaluated(self) -> bool:
+        """Whether `megaokd evaluate` has come to its end."""
+        return (self.evaluation_folder / RESULT_FILE).is_file()
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.trained and (self.evaluation_folder / RESULT_FILE).is_file() and (self.folder / CELL_FILE).is_file()
+        return trained(self.folder) and self.evaluated and (self.folder / CELL_FILE).is_file()
+
+    @property
+    def sources(self) -> list[Work]:
+        """The search that decides its settings, the cells of its seed that it takes time or teacher of."""
+        searched = self.recipe.searched(self.method)
+        cells = [Cell(self.recipe, name, self.seed) for name in self.recipe.entries[self.method].options.sources]
+        return [*([SearchRun(self.recipe, searched)] if searched else []), *cells]
 
     def parts(self) -> dict[str, Any]:
-        """What decides the cell's result, by what would have to be done again."""
-        training = {"config": self.recipe.values(self.method, self.seed), "processes": self.recipe.processes}
+        """What decides the cell's result, by what would have to be done again. Its sources are finished."""
+        options = self.recipe.entries[self.method].options
+        training = {"config": self._config(), "processes": self.recipe.processes}
+        if options.adapted_teacher_of:
+            training["teacher_of"] = Cell(self.recipe, options.adapted_teacher_of, self.seed).parts()["training"]
         evaluation = {**to_dict(self.recipe.evaluation), "teacher": self.recipe.teacher}
         return {"training": training, "evaluation": evaluation}
+
+    def check_unchanged(self) -> None:
+        """Refuse another configuration than it was begun with, other options than it was evaluated with."""
+        done = {"training": self.folder} if begun(self.folder) else {}
+        done |= {"evaluation": self.evaluation_folder} if self.evaluated else {}
+        check_same(self.name, self.folder / PARTS_FILE, self.parts(), done)
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Train from where it stands, evaluate, write the result; each only where it is not there yet.
+
+        Raises:
+            CellError: training or evaluation failed; `output.txt` of the cell holds all that they said.
+        """
+        say(self.name)
+        parts = self.parts()
+        with output_of(self.folder) as write:
+            write_json(self.folder / PARTS_FILE, parts)
+            if not trained(self.folder):
+                self._make_teacher(write)
+                train(self.folder, parts["training"]["config"], self.recipe.processes, write)
+            if not self.evaluated:
+                # One that was killed may have left a part of its files.
+                shutil.rmtree(self.evaluation_folder, ignore_errors=True)
+                must(self._evaluation_command(parts["training"]["config"]), write)
+        result = {"method": self.method, "seed": self.seed, **cost(self.folder)}
+        write_json(self.folder / CELL_FILE, {**result, "evaluation": read_json(self.evaluation_folder / RESULT_FILE)})
+
+    def _config(self) -> dict[str, Any]:
+        searched = self.recipe.searched(self.method)
+        chosen = read_choice(self.recipe, searched)["chosen"] if searched else None
+        return self.recipe.values(self.method, self.seed, self.folder, chosen=chosen, steps=self._steps())
+
+    def _steps(self) -> int | None:
+        """As many updates of the one entry as take the other's training time; None: the base's."""
+        options = self.recipe.entries[self.method].options
+        if options.equal_time_of is None or options.like is None:
+            return None
+        time = TIMES[self.recipe.time]
+        other, own = (cost(self.recipe.cell_folder(name, self.seed)) for name in (options.equal_time_of, options.like))
+        return max(1, round(own["steps"] * other[time] / own[time]))
+
+    def _make_teacher(self, write: Callable[[str], None]) -> None:
+        """Export the adapted teacher that this cell starts with, once, beside the run that it is of."""
+        name = self.recipe.entries[self.method].options.adapted_teacher_of
+        if name is None:
+            return
+        source = self.recipe.cell_folder(name, self.seed)
+        made, partial = source / MERGED_TEACHER_FOLDER, source / f"{MERGED_TEACHER_FOLDER}.partial"
+        if not made.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            words = ["megaokd", "export", str(source / CONFIG_FILE), "teacher.cache=null"]
+            words += ["--what", "merged-teacher", "--output", str(partial)]
+            must(words, write, self.recipe.processes)
+            partial.rename(made)
+
+    def _evaluation_command(self, config: dict[str, Any]) -> list[str]:
+        teacher = [] if self.recipe.teacher is None else ["--teacher", self.recipe.teacher]
+        moved = self._moved_teacher(config)
+        if teacher and moved is not None:
+            teacher += ["--adapted-teacher", str(moved)]
+        model = ["--model", str(self.folder / STUDENT_FOLDER), "--output", str(self.evaluation_folder)]
+        return ["megaokd", "evaluate", *model, *teacher, *self.recipe.evaluation.arguments()]
+
+    def _moved_teacher(self, config: dict[str, Any]) -> Path | None:
+        """The teacher that this student had at the end, where it was not the recipe's."""
+        source = self.recipe.entries[self.method].options.adapted_teacher_of
+        if source is not None:
+            return self.recipe.cell_folder(source, self.seed) / MERGED_TEACHER_FOLDER
+        # An adapter belongs to the teacher that it was trained on, which a method may have replaced.
+        adapter = self.folder / TEACHER_ADAPTER_FOLDER
+        trained_on = (config.get("teacher") or {}).get("path")
+        return adapter if adapter.is_dir() and trained_on == self.recipe.teacher else None
 
 
 def cells(recipe: Recipe) -> Iterator[Cell]:
     """Seed by seed, so that an unfinished grid holds all methods."""
-    return (Cell(recipe, method, seed) for seed in recipe.seeds for method in recipe.methods)
+    return (
+        Cell(recipe, method, seed)
+        for seed in recipe.seeds
+        for method in recipe.entries
+        if seed in recipe.seeds_of(method)
+    )
 
 
-def check_unchanged(cell: Cell) -> None:
-    """Refuse to mix results of two recipes.
-
-    Raises:
-        UserError: the cell was begun with another configuration, or evaluated with other options.
-    """
-    path = cell.folder / PARTS_FILE
-    if not path.is_file():
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(cell.parts()))
-    done = {
-        "training": cell.trained or (cell.folder / "checkpoints").is_dir(),
-        "evaluation": (cell.evaluation_folder / RESULT_FILE).is_file(),
-    }
-    folders = {"training": cell.folder, "evaluation": cell.evaluation_folder}
-    for part, folder in folders.items():
-        if done[part] and before[part] != now[part]:
-            changed = ", ".join(_differences(before[part], now[part]))
-            raise UserError(
-                f"{cell.name}: the recipe has changed since this cell's {part} was done ({changed}); give the recipe "
-                f"another folder, or remove {folder} to have it done again"
-            )
-
-
-def run_cell(cell: Cell) -> None:
-    """Train from where it stands, evaluate, write the result; each only where it is not there yet.
-
-    Raises:
-        CellError: training or evaluation did; `output.txt` of the cell holds all that they said.
-    """
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    parts = cell.parts()
-    _write_json(cell.folder / PARTS_FILE, parts)
-    config = cell.folder / CONFIG_FILE
-    config.write_text(yaml.safe_dump(parts["training"]["config"], sort_keys=False), encoding="utf-8")
-    with (cell.folder / OUTPUT_FILE).open("a", encoding="utf-8") as output:
-
-        def write(text: str) -> None:
-            output.write(text)
-            output.flush()
-
-        if not cell.trained:
-            _must(_training_command(cell.recipe.processes, config), write)
-        if not (cell.evaluation_folder / RESULT_FILE).is_file():
-            # One that was killed may have left a part of its files.
-            shutil.rmtree(cell.evaluation_folder, ignore_errors=True)
-            _must(_evaluation_command(cell), write)
-    _write_json(cell.folder / CELL_FILE, {"method": cell.method, "seed": cell.seed, **_measured(cell)})
+def all_work(recipe: Recipe) -> list[Work]:
+    """Everything, each after its sources."""
+    searches = [SearchRun(recipe, name) for name, entry in recipe.entries.items() if entry.options.search]
+    return [*searches, *cells(recipe)]
 
 
 def read_result(cell: Cell) -> dict[str, Any]:
-    """What `run_cell` wrote."""
-    values: dict[str, Any] = json.loads((cell.folder / CELL_FILE).read_text(encoding="utf-8"))
-    return values
-
-
-def _training_command(processes: int, config: Path) -> list[str]:
-    if processes == 1:
-        return ["megaokd", "train", str(config)]
-    return ["torchrun", "--standalone", f"--nproc-per-node={processes}", "-m", "megaokd.cli", "train", str(config)]
-
-
-def _evaluation_command(cell: Cell) -> list[str]:
-    teacher = [] if cell.recipe.teacher is None else ["--teacher", cell.recipe.teacher]
-    # An adapter belongs to the teacher that it was trained on, which a method may have replaced.
-    trained_on = (cell.parts()["training"]["config"].get("teacher") or {}).get("path")
-    adapter = cell.folder / TEACHER_ADAPTER_FOLDER
-    if teacher and adapter.is_dir() and trained_on == cell.recipe.teacher:
-        teacher += ["--adapted-teacher", str(adapter)]
-    model = ["--model", str(cell.folder / STUDENT_FOLDER), "--output", str(cell.evaluation_folder)]
-    return ["megaokd", "evaluate", *model, *teacher, *cell.recipe.evaluation.arguments()]
-
-
-def _must(command: list[str], write: Callable[[str], None]) -> None:
-    shown = shown_command(command)
-    write(f"$ {shown}\n")
-    status, last_lines = run_command(command, write)
-    if status != 0:
-        raise CellError(f"exit status {status} of\n$ {shown}\nits last lines:\n{last_lines}")
-
-
-def _measured(cell: Cell) -> dict[str, Any]:
-    summary = json.loads((cell.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    evaluation = json.loads((cell.evaluation_folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return {**{name: summary[name] for name in ("steps", *TIMES.values())}, "evaluation": evaluation}
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """In words, the dotted keys in which two trees of values differ, those that only one has among them."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [f"{path}: {before!r} -> {now!r}"]
-    keys = [*before, *(key for key in now if key not in before)]
-    pairs = [(f"{path}.{key}".lstrip("."), before.get(key, "absent"), now.get(key, "absent")) for key in keys]
-    return [text for name, one, other in pairs for text in _differences(one, other, name)]
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    """Complete or absent."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """What a finished cell measured."""
+    return read_json(cell.folder / CELL_FILE)

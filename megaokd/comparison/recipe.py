@@ -2,24 +2,23 @@
 
 import copy
 import dataclasses
-import re
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from megaokd.config import Config, NonNegative, Positive, PositiveFloat
-from megaokd.config_file import KeyPath, check_values, parse_config, read_yaml
-from megaokd.errors import UserError
+from megaokd.checkpoint.state import MERGED_TEACHER_FOLDER
+from megaokd.comparison.entry import OPTION_KEYS, Entry, EntryOptions
+from megaokd.config import NonNegative, Positive, PositiveFloat
+from megaokd.config_file import KeyPath, set_value, split_key
+from megaokd.methods import METHODS
 
 _STRICT = ConfigDict(extra="forbid")
-# Decided by the grid. Where the recipe decides it too, one of the two would be ignored.
-_OWN_KEYS = {("checkpoint", "folder"), ("checkpoint", "export"), ("train", "seed"), ("train", "resume")}
-_OWN_KEYS |= {("logging", "progress")}
 TIMES = {"wall": "training_seconds", "cpu": "training_cpu_seconds"}
 """What training time may be measured by -> its name in summary.json."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -55,7 +54,7 @@ class Recipe:
     base: dict[str, Any]
     """A training configuration without what the grid decides."""
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Name -> what is merged over `base`."""
+    """Name -> `EntryOptions`, and what is merged over `base`."""
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     evaluation: EvaluationOptions
     processes: Positive = 1
@@ -69,42 +68,76 @@ class Recipe:
         path: str | None = (self.base.get("teacher") or {}).get("path")
         return path
 
-    def values(self, method: str, seed: int) -> dict[str, Any]:
-        """The configuration of one run, as it is written to its file."""
-        own = {
-            "train": {"seed": seed, "resume": "auto"},
-            "checkpoint": {"folder": str(self.cell_folder(method, seed)), "export": True},
+    @cached_property
+    def entries(self) -> Mapping[str, Entry]:
+        """The methods, what is the grid's apart from what is the run's. In order: an entry's sources come before it."""
+        parse = TypeAdapter(EntryOptions).validate_python
+        entries = {
+            name: Entry(
+                parse({key: value for key, value in values.items() if key in OPTION_KEYS}),
+                {key: value for key, value in values.items() if key not in OPTION_KEYS},
+            )
+            for name, values in self.methods.items()
+        }
+        ordered: dict[str, Entry] = {}
+
+        def add(name: str) -> None:
+            for source in entries[name].options.sources:
+                if source not in ordered:
+                    add(source)
+            ordered[name] = entries[name]
+
+        for name in entries:
+            add(name)
+        return ordered
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """Those that a method is run with."""
+        return self.entries[method].options.seeds or self.seeds
+
+    def searched(self, method: str) -> str | None:
+        """The entry whose search decides something of this method: itself, or the one that it is like."""
+        options = self.entries[method].options
+        names = [name for name in (options.like, method) if name and self.entries[name].options.search]
+        return names[0] if names else None
+
+    def values(
+        self,
+        method: str,
+        seed: int,
+        folder: Path,
+        *,
+        chosen: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+    ) -> dict[str, Any]:
+        """The configuration of one run, as it is written to its file.
+
+        chosen: dotted key -> value, by the search of `searched(method)`. steps: instead of the base's.
+        """
+        entry = self.entries[method]
+        below = self.base
+        if entry.options.like:
+            below = _with(merged(below, self.entries[entry.options.like].config), chosen or {})
+            chosen = None
+        values = _with(merged(below, entry.config), chosen or {})
+        teacher = entry.options.adapted_teacher_of
+        if teacher is not None:
+            path = self.cell_folder(teacher, seed) / MERGED_TEACHER_FOLDER
+            values = merged(values, {"teacher": {"path": str(path), "online": None}})
+        own: dict[str, Any] = {
+            "train": {"seed": seed, "resume": "auto"} | ({} if steps is None else {"steps": steps}),
+            "checkpoint": {"folder": str(folder), "export": True},
             "logging": {"progress": False},
         }
-        return merged(merged(self.base, self.methods[method]), own)
+        return merged(values, own)
 
     def cell_folder(self, method: str, seed: int) -> Path:
         """Where a run and its evaluation lie."""
         return Path(self.folder) / "cells" / method / f"seed-{seed}"
 
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe, and the configuration of each of its methods.
-
-    Raises:
-        UserError: a missing or malformed file; an unknown, missing or ill-typed key, in `base` and `methods` too;
-            methods that would not share initial student, batches and number of updates.
-    """
-    values, origins = read_yaml(path)
-    recipe = check_values(Recipe, values, origins, str(path))
-    if len(set(recipe.seeds)) < len(recipe.seeds):
-        raise UserError(f"{origins[('seeds',)]}: seeds = {list(recipe.seeds)}: one of them is there twice")
-    configs = {name: _check_method(recipe, name, origins) for name in recipe.methods}
-    first = next(iter(configs))
-    for name, config in configs.items():
-        where = origins.get(("methods", name), str(path))
-        for what, ours, theirs in _shared(config, configs[first]):
-            if ours != theirs:
-                raise UserError(
-                    f"{where}: method {name!r} differs from {first!r} in {what}; compared methods share initial "
-                    "student, batches and number of updates: set it in base"
-                )
-    return recipe
+    def search_folder(self, method: str) -> Path:
+        """Where its trials and their outcome lie."""
+        return Path(self.folder) / "search" / method
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -121,23 +154,15 @@ def _merge(below: dict[str, Any], above: dict[str, Any], path: KeyPath) -> dict[
     return result
 
 
-def _check_method(recipe: Recipe, name: str, origins: dict[KeyPath, str]) -> Config:
-    own, base = ("methods", name), ("base",)
-    where = origins[own]
-    if not _NAME.fullmatch(name):
-        raise UserError(f"{where}: {name!r} is to name a folder: letters, digits, '_', '-' and '.'")
-    for prefix in (base, own):
-        for key in sorted(_OWN_KEYS):
-            if (*prefix, *key) in origins:
-                raise UserError(f"{origins[(*prefix, *key)]}: {'.'.join(key)} is decided for each run; leave it out")
-    # A key of the method hides the base's of the same path.
-    found = {key[1:]: origin for key, origin in origins.items() if key[:1] == base}
-    found |= {key[2:]: origin for key, origin in origins.items() if key[:2] == own and len(key) > 2}
-    return parse_config(recipe.values(name, recipe.seeds[0]), found, where)
-
-
-def _shared(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
-    """What has to be equal: (its name, the one's, the other's)."""
-    pairs = [("data", one.data, other.data), ("student", one.student, other.student)]
-    keys = ("steps", "global_batch", "early_stopping")
-    return [*pairs, *((f"train.{key}", getattr(one.train, key), getattr(other.train, key)) for key in keys)]
+def _with(values: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """With chosen settings. One term of the modules' is set among those that a named method gives them."""
+    if not chosen:
+        return values
+    result = copy.deepcopy(values)
+    method = METHODS.get(result.get("method") or "")
+    if method is not None and method.teacher and any(key.startswith("objective.teacher.") for key in chosen):
+        objective = result.setdefault("objective", {})
+        objective.setdefault("teacher", dict(method.teacher))
+    for key, value in chosen.items():
+        set_value(result, split_key(key), copy.deepcopy(value))
+    return result

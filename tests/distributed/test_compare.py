@@ -58,6 +58,14 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
         measured["okd", 1]["evaluation"]["cross_entropy"]
     )
 
+    # Entries that take time or teacher of others, added to a finished grid.
+    values["methods"]["longer"] = {"like": "sft", "equal_time_of": "okd", "seeds": [0]}
+    values["methods"]["static"] = {"method": "forward_kl", "adapted_teacher_of": "okd", "seeds": [0]}
+    write(recipe, values)
+    must(megaokd("compare", recipe))
+    assert {path: path.stat().st_mtime_ns for path in results.values()} == after
+    check_linked(folder / "cells")
+
     values["methods"]["okd"]["objective"] = {"temperature": 2.0}
     write(recipe, values)
     result = megaokd("compare", recipe)
@@ -66,25 +74,39 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in results.values()} == after
 
 
+def check_linked(cells: Path) -> None:
+    """As many updates as the other's time is worth; the teacher that the other left, and the same first student."""
+    longer, static, sft, okd = (cells / name / "seed-0" for name in ("longer", "static", "sft", "okd"))
+    time = {cell: json.loads((cell / "result.json").read_text()) for cell in (sft, okd, longer)}
+    ratio = time[okd]["training_seconds"] / time[sft]["training_seconds"]
+    assert time[longer]["steps"] == max(1, round(3 * ratio))
+    assert first_loss(static / "result.json") == pytest.approx(first_loss(okd / "result.json"), rel=1e-6)
+    evaluation = json.loads((static / "result.json").read_text())["evaluation"]
+    moved = json.loads((okd / "result.json").read_text())["evaluation"]
+    # Both students are measured against the same moved teacher: once merged, once as an adapter.
+    teacher = (evaluation["adapted"]["teacher_cross_entropy"], moved["adapted"]["teacher_cross_entropy"])
+    assert teacher[0] == pytest.approx(teacher[1], rel=1e-5)
+    assert teacher[0] != evaluation["teacher_cross_entropy"]
+
+
 @pytest.mark.slow
 def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """One cell under torchrun: what a run of one process gives, both processes' CPU seconds counted."""
-    cells = {}
-    for processes in (1, 2):
-        values = grid(tiny_world, tmp_path / f"grid-{processes}")
-        values |= {"methods": {"sft": {"method": "sft"}}, "seeds": [0], "processes": processes, "time": "cpu"}
-        values["base"]["parallel"] = {"tensor": processes}
-        write(tmp_path / "recipe.yaml", values)
-        must(megaokd("compare", tmp_path / "recipe.yaml"))
-        cells[processes] = tmp_path / f"grid-{processes}" / "cells" / "sft" / "seed-0"
-    summaries = {number: json.loads((cell / "summary.json").read_text()) for number, cell in cells.items()}
-    results = {number: json.loads((cell / "result.json").read_text()) for number, cell in cells.items()}
-    assert summaries[2]["processes"] == 2
-    assert "torchrun --standalone --nproc-per-node=2" in (cells[2] / "output.txt").read_text()
-    entropies = [results[number]["evaluation"]["cross_entropy"] for number in (1, 2)]
-    assert entropies[0] == pytest.approx(entropies[1], rel=1e-5)
-    for summary, result in zip(summaries.values(), results.values(), strict=True):
-        assert result["training_cpu_seconds"] == summary["training_cpu_seconds"] > 0
+    """Cells under torchrun, with a search before them: the CPU seconds of both processes are counted."""
+    values = grid(tiny_world, tmp_path / "grid")
+    search = {"candidates": {"objective.student": [{"ce": 1.0}]}, "steps": 2}
+    values["base"]["parallel"] = {"tensor": 2}
+    values["evaluation"]["data"] = tiny_world.train
+    values |= {"methods": {"sft": {"teacher": {"path": None}, "search": search}}, "seeds": [0], "processes": 2}
+    write(tmp_path / "recipe.yaml", values | {"time": "cpu"})
+    must(megaokd("compare", tmp_path / "recipe.yaml"))
+    choice = json.loads((tmp_path / "grid" / "search" / "sft" / "choice.json").read_text())
+    assert choice["trials"][0]["steps"] == 2
+    assert choice["trials"][0]["value"] > 0
+    cell = tmp_path / "grid" / "cells" / "sft" / "seed-0"
+    summary, result = (json.loads((cell / name).read_text()) for name in ("summary.json", "result.json"))
+    assert summary["processes"] == 2
+    assert "torchrun --standalone --nproc-per-node=2" in (cell / "output.txt").read_text()
+    assert result["training_cpu_seconds"] == summary["training_cpu_seconds"] > 0
 
 
 def grid(world: TinyWorld, folder: Path) -> dict[str, Any]:

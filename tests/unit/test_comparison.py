@@ -1,6 +1,7 @@
 """Recipes of a comparison: what is merged, what is refused; means and intervals."""
 
 import copy
+import json
 import math
 import os
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 import yaml
 
 from megaokd.comparison import figures
-from megaokd.comparison.grid import Cell, check_unchanged, run_cell
+from megaokd.comparison.grid import Cell, all_work
+from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
-from megaokd.comparison.recipe import load_recipe, merged
+from megaokd.comparison.recipe import Recipe, merged
 from megaokd.comparison.results import Measured
+from megaokd.comparison.search import SearchRun, read_choice
+from megaokd.comparison.work import CellError
+from megaokd.config_file import parse_config
 from megaokd.errors import UserError
 
 RECIPE: dict[str, Any] = {
@@ -59,6 +64,13 @@ def line_of(file: Path, text: str) -> str:
         ("methods__okd__student", {"architecture": {"num_layers": 2}}, "method 'okd' differs from 'sft' in student"),
         ("methods__../up", {"method": "sft"}, "is to name a folder"),
         ("seeds", [1, 2, 1], "one of them is there twice"),
+        ("methods__okd__like", "stf", "okd.like = 'stf' is to be another method of this recipe: sft"),
+        ("methods__okd__like", "okd", "okd.like = 'okd' is to be another method of this recipe: sft"),
+        ("methods__okd__equal_time_of", "sft", "okd.equal_time_of needs okd.like"),
+        ("methods__okd__seeds", [0, 5], "okd has seeds [0, 5], the recipe only [0, 1]; set okd.seeds"),
+        ("methods__okd__search", {"values": {}}, "unknown key 'search.values'"),
+        ("methods__okd__search__candidates", {}, "search.candidates = {}"),
+        ("methods__okd__search", {"candidates": {"objective.temperature": [1]}}, "set data.validation, validate_every"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, change: str, value: Any, words: str) -> None:
@@ -67,9 +79,165 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, change: str, value: An
         load_recipe(file)
     text = str(error.value)
     assert words in text
-    # Sections that a method differs in are told at the method, other mistakes at their own key.
-    key = "okd" if "differs" in words else change.split("__")[-1] if "decided" not in words else words.split(" ")[0]
+    # What a method has to do with others is told at the method, other mistakes at their own key.
+    key = (
+        "okd"
+        if "differs" in words or "okd" in words.split(".")[0] or "set data" in words
+        else change.split("__")[-1]
+        if "decided" not in words
+        else words.split(" ")[0]
+    )
     assert text.startswith(line_of(file, f"{key.split('.')[-1]}:"))
+
+
+ENTRIES: dict[str, Any] = {
+    "static": {"method": "forward_kl", "adapted_teacher_of": "okd"},
+    "sft": {"method": "sft"},
+    "longer": {"like": "sft", "equal_time_of": "okd"},
+    "hot": {"like": "okd", "objective": {"temperature": 2.0}, "seeds": [1]},
+    "okd": {
+        "method": "okd_lora",
+        "search": {
+            "candidates": {"objective.teacher.forward_kl": [0.3, 3.0], "optimizer.online.lr": [1e-3, 1e-4]},
+            "steps": 2,
+        },
+    },
+}
+
+
+def linked(tmp_path: Path, **changes: Any) -> Recipe:
+    """A recipe whose entries take something from one another."""
+    base = {**RECIPE["base"], "train": {"steps": 3, "validate_every": 3}}
+    base["data"] = {"train": "data/train", "validation": "data/validation"}
+    return load_recipe(
+        write(tmp_path, folder=str(tmp_path / "grid"), base=base, methods=copy.deepcopy(ENTRIES), **changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "words"),
+    [
+        ("methods__hot__like", "longer", "hot.like = 'longer', which is itself like another"),
+        ("methods__hot__search", {"candidates": {"train.micro_batch": [1]}}, "leave out like or search"),
+        ("methods__okd__adapted_teacher_of", "static", "takes something from itself"),
+        ("methods__okd__seeds", [0], "has seeds [0, 1], okd only [0]"),
+        ("methods__okd__method", "okd_head", "cannot be merged into its teacher"),
+        ("methods__sft__adapted_teacher_of", "okd", "sft.adapted_teacher_of: its method has no teacher"),
+        ("base__student", {"from_teacher": {"layers": 1}}, "would start from other weights"),
+        ("evaluation__data", "data/validation", "has to be measured on other data"),
+        ("methods__okd__search__candidates", {"train.stepz": [1]}, "unknown key 'train.stepz'"),
+        ("methods__okd__search__candidates", {"train.steps.no": [1]}, "steps is not a section"),
+        ("methods__okd__search__candidates", {"train.global_batch": [9]}, "share train.global_batch"),
+    ],
+)
+def test_what_entries_cannot_take_from_others(tmp_path: Path, change: str, value: Any, words: str) -> None:
+    linked(tmp_path)
+    with pytest.raises(UserError) as error:
+        linked(tmp_path, **{change: value})
+    assert words in str(error.value)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_entries_come_after_what_they_take_from(tmp_path: Path) -> None:
+    recipe = linked(tmp_path)
+    names = [work.name for work in all_work(recipe)]
+    for number, work in enumerate(all_work(recipe)):
+        assert {source.name for source in work.sources} <= set(names[:number])
+    assert names[0] == "okd, search"
+    assert sorted(names[1:]) == sorted(
+        [f"{name}, seed {seed}" for name in ENTRIES for seed in (0, 1) if (name, seed) != ("hot", 0)]
+    )
+
+
+def training(values: dict[str, float], calls: list[Path]) -> Any:
+    """Instead of commands: a run whose validation gives `values[its pull]`, a failure where that is none."""
+
+    def run_command(command: list[str], write: Any) -> tuple[int, str]:
+        config = yaml.safe_load(Path(command[-1]).read_text())
+        folder, terms = Path(config["checkpoint"]["folder"]), config["objective"]["teacher"]
+        calls.append(folder)
+        value = values.get(f"{terms['forward_kl']}, {config['optimizer']['online']['lr']}")
+        if value is None:
+            return 2, "not finite"
+        records = [{"kind": "validation", "step": step, "validation/student_ce": value + 2 - step} for step in (1, 2)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        summary = {"steps": 2, "training_seconds": 4.0, "training_cpu_seconds": 6.0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return 0, ""
+
+    return run_command
+
+
+def test_a_search_chooses_by_validation_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, calls = linked(tmp_path), list[Path]()
+    values = {"0.3, 0.001": 1.5, "0.3, 0.0001": 1.25, "3.0, 0.001": 1.75}
+    monkeypatch.setattr("megaokd.comparison.work.run_command", training(values, calls))
+    search = SearchRun(recipe, "okd")
+    search.run(print)
+    assert search.finished
+    assert len(calls) == 4
+    chosen = {"objective.teacher.forward_kl": 0.3, "optimizer.online.lr": 1e-4}
+    choice = read_choice(recipe, "okd")
+    assert choice["chosen"] == chosen
+    assert [trial["value"] for trial in choice["trials"]] == [1.5, 1.25, 1.75, None]
+    assert "not finite" in choice["trials"][3]["failure"]
+    trial = yaml.safe_load((calls[0] / "config.yaml").read_text())
+    assert (trial["train"]["steps"], trial["checkpoint"]["export"], trial["train"]["seed"]) == (2, False, 0)
+    # The pull is set among the terms that the method gives; who is like OKD has what was chosen for it.
+    for method, seed, temperature in (("okd", 0, None), ("okd", 1, None), ("hot", 1, 2.0)):
+        config = Cell(recipe, method, seed).parts()["training"]["config"]
+        assert config["objective"]["teacher"] == {"ce": 1.0, "forward_kl": 0.3}
+        assert config["optimizer"]["online"] == {"lr": 1e-4}
+        assert config["objective"].get("temperature") == temperature
+        assert config["train"]["steps"] == 3
+        parse_config(config)
+    other = linked(tmp_path, methods__okd__search__candidates={"objective.teacher.forward_kl": [0.3]})
+    with pytest.raises(UserError, match=r"okd, search: .*search was done \(candidates"):
+        SearchRun(other, "okd").check_unchanged()
+
+
+def test_a_search_goes_on_and_needs_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, calls = SearchRun(linked(tmp_path), "okd"), list[Path]()
+    monkeypatch.setattr("megaokd.comparison.work.run_command", training({}, calls))
+    with pytest.raises(CellError, match=r"no trial came to its end; the first: exit status 2"):
+        search.run(print)
+    assert not search.finished
+    values = {f"{pull}, {lr}": pull for pull in (0.3, 3.0) for lr in (1e-3, 1e-4)}
+    monkeypatch.setattr("megaokd.comparison.work.run_command", training(values, calls))
+    search.run(print)
+    assert len(calls) == 8
+    (search.folder / "choice.json").unlink()
+    search.run(print)
+    assert len(calls) == 8, "trials that have ended are not run again"
+
+
+@pytest.mark.parametrize(("time", "steps"), [("wall", 11), ("cpu", 2)])
+def test_equal_time_is_that_of_the_cells(tmp_path: Path, time: str, steps: int) -> None:
+    recipe = linked(tmp_path, time=time)
+    for method, wall, cpu in (("sft", 2.0, 3.0), ("okd", 7.3, 2.0)):
+        folder = recipe.cell_folder(method, 0)
+        folder.mkdir(parents=True)
+        summary = {"steps": 3, "training_seconds": wall, "training_cpu_seconds": cpu}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    config = Cell(recipe, "longer", 0).parts()["training"]["config"]
+    expected = Cell(recipe, "sft", 0).parts()["training"]["config"]
+    assert config["train"].pop("steps") == steps
+    assert expected["train"].pop("steps") == 3
+    assert config["checkpoint"].pop("folder") != expected["checkpoint"].pop("folder")
+    assert config == expected
+
+
+def test_a_static_teacher_is_the_one_that_the_run_left(tmp_path: Path) -> None:
+    recipe = linked(tmp_path)
+    (recipe.search_folder("okd")).mkdir(parents=True)
+    (recipe.search_folder("okd") / "choice.json").write_text(json.dumps({"chosen": {"optimizer.online.lr": 0.5}}))
+    static, okd = (Cell(recipe, name, 1).parts()["training"] for name in ("static", "okd"))
+    assert static["config"]["teacher"] == {
+        "path": str(recipe.cell_folder("okd", 1) / "teacher"),
+        "online": None,
+    }
+    assert static["teacher_of"] == okd, "with another teacher it is another cell"
+    assert parse_config(static["config"]).student == parse_config(okd["config"]).student
 
 
 def test_a_method_is_merged_over_the_base_and_its_terms_replace_others() -> None:
@@ -83,7 +251,7 @@ def test_a_method_is_merged_over_the_base_and_its_terms_replace_others() -> None
 
 def test_cells_differ_in_seed_and_folder_alone(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path))
-    one, two = (recipe.values("okd", seed) for seed in recipe.seeds)
+    one, two = (recipe.values("okd", seed, recipe.cell_folder("okd", seed)) for seed in recipe.seeds)
     assert (one["train"].pop("seed"), two["train"].pop("seed")) == (0, 1)
     assert one["checkpoint"].pop("folder") != two["checkpoint"].pop("folder")
     assert one == two
@@ -91,16 +259,16 @@ def test_cells_differ_in_seed_and_folder_alone(tmp_path: Path) -> None:
 
 
 def test_a_failed_cell_may_change_and_a_begun_one_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megaokd.comparison.grid.run_command", lambda *_: (1, "words"))
+    monkeypatch.setattr("megaokd.comparison.work.run_command", lambda *_: (1, "words"))
     first = Cell(load_recipe(write(tmp_path, folder=str(tmp_path / "grid"))), "okd", 0)
     with pytest.raises(Exception, match=r"exit status 1 of\n(.|\n)*megaokd train (.|\n)*words"):
-        run_cell(first)
+        first.run(print)
     changed = write(tmp_path, folder=str(tmp_path / "grid"), methods__okd__objective={"temperature": 2.0})
     cell = Cell(load_recipe(changed), "okd", 0)
-    check_unchanged(cell)
+    cell.check_unchanged()
     (cell.folder / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"okd, seed 0: .*training was done \(config.objective: 'absent' -> "):
-        check_unchanged(cell)
+        cell.check_unchanged()
 
 
 def test_a_second_comparison_in_a_folder_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import yaml
 from docs.hooks.configuration_tables import fill_tables, sections
 from megaokd import config
 from megaokd.cli import COMMANDS
-from megaokd.comparison.recipe import EvaluationOptions, Recipe, load_recipe
+from megaokd.comparison.entry import EntryOptions, Search
+from megaokd.comparison.load import load_recipe
+from megaokd.comparison.recipe import EvaluationOptions, Recipe
 from megaokd.config_file import load_config, parse_config
 from megaokd.mesh import data_parallel_size
 from megaokd.methods import METHODS
@@ -88,7 +90,7 @@ def test_recipes_are_configurations(recipe: Path) -> None:
 def test_recipes_of_comparisons_are_valid(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     for name in loaded.methods:
-        check_layout(parse_config(loaded.values(name, loaded.seeds[0])), loaded.processes)
+        check_layout(parse_config(loaded.values(name, loaded.seeds[0], Path("cell"))), loaded.processes)
 
 
 def test_every_key_of_a_comparison_is_documented() -> None:
@@ -96,6 +98,8 @@ def test_every_key_of_a_comparison_is_documented() -> None:
     documented_keys = set(re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE))
     keys = {field.name for field in dataclasses.fields(Recipe)} - {"evaluation"}
     keys |= {f"evaluation.{field.name}" for field in dataclasses.fields(EvaluationOptions)}
+    keys |= {f"methods.NAME.{field.name}" for field in dataclasses.fields(EntryOptions)} - {"methods.NAME.search"}
+    keys |= {f"methods.NAME.search.{field.name}" for field in dataclasses.fields(Search)}
     assert documented_keys == keys
 
 
