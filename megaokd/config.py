@@ -7,10 +7,11 @@ that names the key, the line, the value and the nearest valid key.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from megaokd.methods import MethodName
+from megaokd.option_types import check_steps
 from megaokd.options.warnings import Warnings
 from megaokd.terms import ANCHOR, check_term
 
@@ -309,6 +310,9 @@ class Train:
     lost_rank_s: Positive = 120
     """Seconds without a sign of life after which a rank is lost, and the others name it and end; 4 once a collective
     has failed."""
+    profile: Annotated[str, BeforeValidator(check_steps)] | None = None
+    """START:STOP: trace steps START to STOP - 1, as the logs number them, with torch's profiler: a file for each rank
+    in `profile/` of `checkpoint.folder`; `null`: none."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

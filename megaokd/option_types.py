@@ -1,6 +1,10 @@
-"""Numbers on a command line, for argparse's `type`: a wrong one ends the command with its option and what is wrong."""
+"""Numbers on a command line, for argparse's `type`: a wrong one ends the command with its option and what is wrong.
+
+And steps, START:STOP, of a configuration.
+"""
 
 import argparse
+import re
 
 
 def count(text: str) -> int:
@@ -27,6 +31,26 @@ def share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return value
+
+
+def check_steps(value: object) -> object:
+    """START:STOP with 1 <= START < STOP, as it was written; for pydantic, which turns the error into its sentence."""
+    if isinstance(value, int):
+        value = f"{value // 60}:{value % 60}"  # YAML 1.1 takes 3:5 for a number to base 60
+    if value is None:
+        return value
+    found = re.fullmatch(r"(\d+):(\d+)", str(value))
+    if found is None or not 1 <= int(found[1]) < int(found[2]):
+        raise ValueError("expected START:STOP, two step numbers with 1 <= START < STOP")
+    return value
+
+
+def steps_of(text: str | None) -> range:
+    """The steps of a checked START:STOP, without STOP; none for None."""
+    if text is None:
+        return range(0)
+    start, stop = map(int, text.split(":"))
+    return range(start, stop)
 
 
 def _at_least(low: int, text: str) -> int:

@@ -27,6 +27,8 @@ from megaokd.errors import UserError
 from megaokd.export import export_student, write_export_check
 from megaokd.export_teacher import check_teacher_export, export_adapter, export_merged_teacher
 from megaokd.mesh import ParallelMesh
+from megaokd.option_types import steps_of
+from megaokd.profiling import PROFILE_FOLDER, StepProfiler
 from megaokd.run import Run, build_run
 from megaokd.signals import StopRequest
 from megaokd.validation import check_best_metric, judge, validate
@@ -56,6 +58,9 @@ class Trainer:
         self.state = new_state(config, self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
         self.watcher = Callback()
+        self.profiler = StepProfiler(
+            steps_of(config.train.profile), self.folder / PROFILE_FOLDER, mesh.rank, self._tell
+        )
         self._cpu_seconds = 0.0  # this rank's, not yet in the state
 
     def fit(self, stop: StopRequest) -> Outcome:
@@ -68,6 +73,7 @@ class Trainer:
             self.watcher.on_message(text)
         try:
             outcome = self._loop(stop)
+            self.profiler.close()
             if outcome is Outcome.FINISHED:
                 self._finish()
         except UserError:  # seen by every rank: a save under way can still be completed
@@ -76,6 +82,9 @@ class Trainer:
         finally:
             self.watcher.close()
         return outcome
+
+    def _tell(self, text: str) -> None:
+        self.watcher.on_message(text)
 
     def _loop(self, stop: StopRequest) -> Outcome:
         if self._stop_agreed(stop):
@@ -87,7 +96,8 @@ class Trainer:
         if self.state.validated_at != validated_at and saved_at:
             self.checkpointer.update(self.state)
         while self.state.step < self.config.train.steps and not self._stops_early():
-            report = self._step(stop)
+            with self.profiler.step(self.state.step + 1):
+                report = self._step(stop)
             # Asked to stop, a run has little time left: it saves, and leaves out a validation that was due.
             improved = not report.stop_requested and self._validate_if_due()
             if report.stop_requested or self._stops_early() or improved or self._checkpoint_due():

@@ -44,7 +44,7 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
     """Twelve steps in one process, never stopped."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     options: dict[str, dict[str, Any]] = {
-        "train": {"steps": 12, "validate_every": 6},
+        "train": {"steps": 12, "validate_every": 6, "profile": "3:5"},
         "teacher": {"check_frozen_every": 4},
         "checkpoint": {"export_merged_teacher": True},
         "logging": {"warnings": {"teacher_drift": 1e-9}},
@@ -52,6 +52,14 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
     result = must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
     assert result.stderr.count("megaokd: step 6: warning: the adapted teacher is") == 1
     return folder / "run"
+
+
+def test_a_trace_of_the_steps_asked_for(uninterrupted: Path) -> None:
+    (trace,) = (uninterrupted / "profile").iterdir()
+    assert trace.name == "steps-3-4.rank0.json"
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {name for name in names if str(name).startswith("step ")} == {"step 3", "step 4"}
+    assert "aten::mm" in names
 
 
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:

@@ -13,6 +13,7 @@ from megaokd.errors import UserError
 from megaokd.kernels import Term
 from megaokd.kernels.terms import KINDS
 from megaokd.methods import METHODS, MethodName
+from megaokd.option_types import steps_of
 
 MINIMAL = "data: {train: x}\ntrain: {steps: 3}\ncheckpoint: {folder: r}\n"
 WITH_TEACHER = MINIMAL + "teacher: {path: t, online: {rank: 3, layers: 2, targets: [q_proj]}}\n"
@@ -156,3 +157,17 @@ def test_of_a_key_with_several_forms_only_the_form_that_was_meant_is_told(
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.yaml.*cannot be read"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_steps_to_profile_are_read_as_written(file: Path) -> None:
+    """Unquoted, YAML takes 3:5 for a number to base 60."""
+    for text in ("3:5", "1:2", "12:61", "100:159"):
+        assert load_config(file, [f"train.profile={text}"]).train.profile == text
+    assert load_config(file).train.profile is None
+    assert list(steps_of("3:5")) == [3, 4]
+
+
+@pytest.mark.parametrize("text", ["5", "5:3", "3:3", "0:2", "a:b", "3-5", "true", "1.5", "[3, 5]"])
+def test_malformed_steps_to_profile_are_refused(file: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"train\.profile = .*expected START:STOP"):
+        load_config(file, [f"train.profile={text}"])

@@ -21,7 +21,7 @@ ORDER = [
     ["trunk_cache", "cost"],
     ["engine"],
     ["run"],
-    ["callbacks", "export", "signals"],
+    ["callbacks", "export", "profiling", "signals"],
     ["export_teacher"],
     ["checkpoint"],
     ["validation", "export_checkpoint"],
