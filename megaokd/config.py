@@ -187,8 +187,26 @@ class Parallel:
     """Order of the micro-batches in the pipeline."""
     sequence_parallel: bool = False
     """Outside the tensor-parallel regions each rank holds its part of the sequence."""
+    student_tensor: Positive | Literal["auto"] = "auto"
+    """Tensor-parallel processes that share the student's layers, a divisor of `tensor`: with fewer, groups of processes
+    each take their part of a micro-batch's rows through the student, and `train.micro_batch` must be a multiple of
+    `tensor` / `student_tensor`. `auto`: as `tensor`."""
     recompute: bool = False
     """Recompute a decoder layer in backward instead of keeping its activations."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Parallel":
+        if self.student_tensor != "auto" and self.tensor % self.student_tensor:
+            fitting = [size for size in range(1, self.tensor + 1) if self.tensor % size == 0]
+            raise ValueError(
+                f"student_tensor={self.student_tensor} does not divide tensor={self.tensor}: one of {fitting}"
+            )
+        return self
+
+    @property
+    def student_ranks(self) -> int:
+        """`student_tensor` as a number; left to itself, the student is split as the teacher is."""
+        return self.tensor if self.student_tensor == "auto" else self.student_tensor
 
     @property
     def num_stages(self) -> int:

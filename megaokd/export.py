@@ -92,7 +92,7 @@ def write_export_check(run: Run, path: Path) -> None:
     stages = [DistillationStage(student, None, precision) for student in run.models.students]
     recorder = _LogitRecorder(run)
     runner = build_runner(
-        stages, run.models.slots[:1], recorder, run.config.parallel, run.mesh.pipeline, run.models.tp, run.mesh.device
+        stages, run.models.slots[:1], recorder, run.config.parallel, run.mesh.pipeline, run.mesh.device
     )
     batch = run.train_batches.batch(0)
     with _rounded(run.models.students, DTYPES[run.config.checkpoint.export_dtype]):
@@ -125,10 +125,11 @@ class _LogitRecorder:
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
         if self.logits is None:
-            head = self.models.students[-1].head
-            assert head is not None
-            local = head(self.models.tp.gather_sequence(hidden[0]))
+            student = self.models.students[-1]
+            assert student.head is not None
+            every = torch.ones(labels.shape, dtype=torch.bool, device=labels.device)
+            local = student.head(student.kept_tokens(hidden[0], every)).unflatten(0, labels.shape)
             # The vocabulary is the last dimension of logits and the first of the head's weight.
-            whole = gather_whole(local.movedim(-1, 0).contiguous(), head.layout, self.mesh)
+            whole = gather_whole(local.movedim(-1, 0).contiguous(), student.head.layout, self.mesh)
             self.logits = whole.movedim(0, -1).float().contiguous()
         return hidden[0].new_zeros(())

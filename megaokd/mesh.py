@@ -133,6 +133,46 @@ def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -
     )
 
 
+@dataclass(frozen=True)
+class TensorSplit:
+    """The tensor axis seen as groups of ranks that each hold a whole trunk of the student.
+
+    Neighbours hold the same slice of it, as they do where there are fewer KV heads than ranks: slice s of t is on ranks
+    s * groups to (s + 1) * groups - 1.
+    """
+
+    trunk: Axis | None
+    """The ranks of this rank's group; None: one rank is a group."""
+    rows: Axis
+    """The ranks that hold the same slice, one of each group."""
+
+
+def split_tensor_axis(mesh: ParallelMesh, inner: int, timeout_s: int = 600) -> TensorSplit:
+    """Cut the tensor axis into groups of `inner` ranks. Collective: every rank of the world calls it once.
+
+    inner: a divisor of the tensor axis, and smaller.
+    """
+    size, rank = mesh.tensor.size, mesh.tensor.rank
+    assert size % inner == 0
+    assert inner < size
+    groups = size // inner
+    if inner == 1:
+        return TensorSplit(None, mesh.tensor)
+    timeout = timedelta(seconds=timeout_s)
+    trunk = rows = None
+    for first in range(0, mesh.world_size, size):  # tensor-parallel ranks are neighbours
+        ranks = range(first, first + size)
+        for group in range(groups):
+            made = dist.new_group(ranks[group::groups], timeout=timeout)
+            trunk = made if mesh.rank in ranks[group::groups] else trunk
+        for place in range(inner):
+            made = dist.new_group(ranks[place * groups : (place + 1) * groups], timeout=timeout)
+            rows = made if mesh.rank in ranks[place * groups : (place + 1) * groups] else rows
+    assert trunk is not None
+    assert rows is not None
+    return TensorSplit(Axis(trunk, rank // groups, inner), Axis(rows, rank % groups, groups))
+
+
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
     """What is left of the world for data parallelism; a `UserError` where tensor x pipeline does not divide it."""
     model_size = parallel.tensor * parallel.pipeline

@@ -70,13 +70,14 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     models = build_models(plan)
     parts = [models.students, models.teachers, *([models.teachers] if terms.anchor else [])]
     loss = _loss(config, models, terms, parts)
-    runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
+    runner = build_runner(models.stages, models.slots, loss, config.parallel, mesh.pipeline, mesh.device)
     engine = TrainingEngine(
         nn.ModuleList(models.stages),
         trainable_parameters(models),
         config.optimizer,
         mesh,
         models.tp,
+        models.rows,
         zero_stage=config.train.zero_stage,
         deepspeed_options=config.deepspeed,
     )
@@ -175,9 +176,10 @@ def _drift(config: Config, models: DistillationModels, mesh: ParallelMesh) -> Dr
     assert models.teacher_architecture is not None
     size = models.teacher_architecture.hidden_size
     begin = models.slots[1].sent_from_stage
-    slots = (Slot(size, grad_from_stage=config.parallel.num_stages, sent_from_stage=begin),) * 2
+    stages_in_all, parts = config.parallel.num_stages, models.tp.sequence_parts
+    slots = (Slot(size, grad_from_stage=stages_in_all, sent_from_stage=begin, sequence_parts=parts),) * 2
     stages = [DriftStage(stage.teacher, config.train.precision, stage.takes_trunk) for stage in models.stages]
     terms = Terms(student=(Term("forward_kl", 1.0),), teacher=(), temperature=1.0)
     loss = _loss(config, models, terms, [models.teachers, models.teachers])
-    runner = build_runner(stages, slots, loss, config.parallel, mesh.pipeline, models.tp, mesh.device)
+    runner = build_runner(stages, slots, loss, config.parallel, mesh.pipeline, mesh.device)
     return Drift(runner, loss)

@@ -93,9 +93,9 @@ class HiddenStateLoss:
     the two teachers in the places of student and teacher. It measures the drift and the original teacher's
     cross-entropy on the way.
 
-    Collectives of one call: with sequence parallelism one all-gather of [B, S/tp, D] a hidden state; then for each
-    chunk (all tokens at once where not fused) the kernel's all-gather, two with two-pass terms, and an all-reduce of
-    [chunk, D] a model that has a gradient; these come in backward where not fused. The anchor adds a call of its own.
+    Collectives of one call: those of `Decoder.kept_tokens` for each hidden state; then for each chunk (all tokens at
+    once where not fused) the kernel's all-gather, two with two-pass terms, and an all-reduce of [chunk, D] a model that
+    has a gradient; these come in backward where not fused. The anchor adds a call of its own.
     """
 
     def __init__(
@@ -128,10 +128,10 @@ class HiddenStateLoss:
         return ("tokens", "student_loss", "teacher_loss", *measured, *drift)
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
-        """hidden: one [B, S or S/tp, D] a slot; labels [B, S]; scale: what a token's loss is multiplied by."""
+        """hidden: what each slot's decoder gives; labels [B, S]; scale: what a token's loss is multiplied by."""
         assert len(hidden) == len(self.slots), "the loss runs on the last stage"
         keep = labels != IGNORE
-        rows = [self.tp.gather_sequence(state)[keep] for state in hidden]
+        rows = [model.kept_tokens(state, keep) for model, state in zip(self.slots, hidden, strict=True)]
         with autocast(self.precision, labels.device):
             out = self._distil(self.slots[:2], rows[:2], labels[keep], self.terms)
             teacher_loss = out.teacher_loss

@@ -19,11 +19,12 @@ from torch.nn.utils import get_total_norm
 
 from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.engine import optimizer_state
-from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
+from megaokd.engine.gradients import sum_partial_gradients, sum_row_gradients, sum_tied_gradients
 from megaokd.engine.parameters import GROUPS, GroupName, TrainableParameter
 from megaokd.errors import UserError
 from megaokd.mesh import DeepSpeedTopology, ParallelMesh
 from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.rows import RowGroups
 
 # What the engine decides itself; a value for one of these in the `deepspeed` section is refused.
 _OWN_KEYS = (
@@ -44,6 +45,7 @@ class TrainingEngine:
         options: Optimizer,
         mesh: ParallelMesh,
         tp: TensorParallel,
+        rows: RowGroups | None = None,
         *,
         zero_stage: int,
         deepspeed_options: Mapping[str, Any],
@@ -52,6 +54,7 @@ class TrainingEngine:
         self.options: dict[GroupName, OptimizerGroup] = {"student": options.student, "online": options.online}
         self.mesh = mesh
         self.tp = tp
+        self.rows = rows
         self.local_gradients_finite: torch.Tensor | None = None
         """Whether this rank's own backward gave finite gradients, before sums over ranks; None without parameters."""
         self._by_id = {id(item.parameter): item for item in self.parameters}
@@ -72,6 +75,7 @@ class TrainingEngine:
             gradients = [item.parameter.grad for item in self.parameters if item.parameter.grad is not None]
             self.local_gradients_finite = get_total_norm(gradients).isfinite() if gradients else None
             sum_partial_gradients(self.parameters, self.tp)
+            sum_row_gradients(self.parameters, self.rows)
             sum_tied_gradients(self.parameters, self.mesh)
 
     def square_norms(self) -> dict[GroupName, torch.Tensor]:

@@ -1,10 +1,10 @@
 """What must be summed before DeepSpeed reduces gradients over the data-parallel ranks.
 
-Two sums a step, whatever the number of micro-batches and layers: partial gradients of tensor-parallel copies, and the
-two ends of a tied head.
+Whatever the number of micro-batches and layers: one sum a step of the partial gradients of tensor-parallel copies, one
+of the gradients that groups of ranks have of their own rows, and one for the two ends of a tied head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megaokd.engine.parameters import TrainableParameter
 from megaokd.mesh import ParallelMesh
 from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.rows import RowGroups
 
 
 @torch.no_grad()
@@ -38,6 +39,30 @@ def sum_partial_gradients(parameters: Sequence[TrainableParameter], tp: TensorPa
             item.parameter.grad.copy_(part)
 
 
+BUCKET = 1 << 26
+"""Elements that are copied together for one sum over row groups; 256 MiB."""
+
+
+@torch.no_grad()
+def sum_row_gradients(parameters: Sequence[TrainableParameter], rows: RowGroups | None) -> None:
+    """Sum the gradients of a trunk that row groups each ran on rows of their own. One all-reduce a bucket.
+
+    Where a gradient is partial within its group as well, `sum_partial_gradients` has summed it over all ranks.
+    """
+    if rows is None:
+        return
+    gradients = []
+    for item in parameters:
+        if item.layout.row_groups > 1 and not item.layout.partial:
+            assert item.parameter.grad is not None, f"{item.name} has no gradient"
+            gradients.append(item.parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat, group=rows.group)
+        for gradient, total in zip(bucket, _views(flat, [gradient.shape for gradient in bucket]), strict=True):
+            gradient.copy_(total)
+
+
 @torch.no_grad()
 def sum_tied_gradients(parameters: Sequence[TrainableParameter], mesh: ParallelMesh) -> None:
     """Sum the gradients of an embedding and of the head that copies it on the last stage. One all-reduce at the ends.
@@ -49,6 +74,18 @@ def sum_tied_gradients(parameters: Sequence[TrainableParameter], mesh: ParallelM
     for item in (p for p in parameters if p.tied):
         assert item.parameter.grad is not None
         dist.all_reduce(item.parameter.grad, group=mesh.ends)
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Neighbours of up to `BUCKET` elements together, at least one each."""
+    bucket: list[torch.Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(member.numel() for member in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def _views(flat: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from megaokd.models.decoder import Decoder
+from megaokd.models.decoder import VOCABULARY, Decoder
 from megaokd.parallel.layout import TensorLayout
 from megaokd.pipeline.models import DistillationModels
 
@@ -51,7 +51,7 @@ def parameters_of(decoder: Decoder, group: GroupName) -> list[TrainableParameter
             parameter=parameter,
             layout=layout,
             group=group,
-            tied=decoder.arch.tied_head and name in ("embed_tokens.weight", "head.weight"),
+            tied=decoder.arch.tied_head and name in VOCABULARY,
             tied_copy=name == "head.weight" and decoder.holds_tied_copy,
         )
         for name, parameter, layout in decoder.named_layouts()

@@ -112,18 +112,22 @@ class DecoderArchitecture:
             if rotary is not None and rotary.dim % 2:
                 raise UserError(f"{name}: {rotary.dim} rotary channels of a head (head_dim) must be even")
 
-    def check_layout(self, name: str, *, tensor: int, stages: int) -> None:
-        """Refuse a layout that does not fit, naming the number and the choices that would fit."""
-        fitting = [
+    def tensor_sizes(self) -> list[int]:
+        """The numbers of tensor-parallel ranks that the decoder can be split over."""
+        return [
             size
             for size in divisors(self.num_heads)
             if self.intermediate_size % size == 0
             and (self.num_kv_heads % size == 0 or size % self.num_kv_heads == 0)
             and size <= self.vocab_size
         ]
+
+    def check_layout(self, name: str, *, tensor: int, stages: int, key: str = "parallel.tensor") -> None:
+        """Refuse a layout that does not fit, naming the number, whose key is `key`, and the choices that would fit."""
+        fitting = self.tensor_sizes()
         if tensor not in fitting:
             raise UserError(
-                f"parallel.tensor={tensor} does not fit the {name}: {self.num_heads} attention heads, "
+                f"{key}={tensor} does not fit the {name}: {self.num_heads} attention heads, "
                 f"{self.num_kv_heads} KV heads, {self.intermediate_size} MLP channels, {self.vocab_size} tokens; "
                 f"possible values: {fitting}"
             )

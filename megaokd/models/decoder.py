@@ -19,7 +19,11 @@ from megaokd.models.positions import PositionEmbedding, Positions
 from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
 from megaokd.parallel.linear import OnlineModule, with_online
 from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.rows import RowGroups
 from megaokd.parallel.vocab import VocabParallelEmbedding, VocabParallelHead, VocabRange
+
+VOCABULARY = ("embed_tokens.weight", "head.weight")
+"""The parameters that are split along the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Decoder(nn.Module):
     forward: token ids [B, S] on the first stage, hidden states [B, S or S/tp, D] elsewhere -> hidden states, normed on
     the last stage. Logits are made by `head`, by whoever knows which tokens need them. Where several texts share a row,
     `places` [B, S] gives each token's position in its own: each 0 begins another, and no token sees another text's.
+
+    With `rows` the layers are split over `tp`, a part of the tensor-parallel ranks, and hidden states are those of this
+    group's rows, [B / groups, ...]; token ids and `places` are of all rows, and the vocabulary is split over all ranks.
     """
 
     def __init__(
@@ -70,13 +77,17 @@ class Decoder(nn.Module):
         tp: TensorParallel,
         *,
         recompute: bool = False,
+        rows: RowGroups | None = None,
     ) -> None:
         super().__init__()
         self.arch = arch
         self.part = part
         self.tp = tp
+        self.rows = rows
         self.recompute = recompute
-        self.embed_tokens = VocabParallelEmbedding(vocab, arch.vocab_size, arch.hidden_size, tp) if part.first else None
+        self.embed_tokens = (
+            VocabParallelEmbedding(vocab, arch.vocab_size, arch.hidden_size, tp, rows) if part.first else None
+        )
         self.embed_positions = self._build_positions() if part.first and arch.rotary is None else None
         self.layers = nn.ModuleDict({str(index): DecoderLayer(arch, tp) for index in part.layers})
         self.norm = build_norm(arch) if part.last else None
@@ -89,7 +100,8 @@ class Decoder(nn.Module):
             weight = self.embed_tokens.weight
         else:
             weight = nn.Parameter(torch.empty(vocab.rows, self.arch.hidden_size))
-        return VocabParallelHead(weight, vocab.layout(self.arch.vocab_size), self.tp)
+        tp = self.tp if self.rows is None else self.rows.tensor
+        return VocabParallelHead(weight, vocab.layout(self.arch.vocab_size), tp)
 
     def _build_positions(self) -> PositionEmbedding:
         arch = self.arch
@@ -107,10 +119,24 @@ class Decoder(nn.Module):
         only, so its gradient is partial.
         """
         whole = replicated(self.tp.size, self.tp.rank, partial=self.tp.sequence_parallel)
-        return named_layouts(self, whole)
+        for name, parameter, layout in named_layouts(self, whole):
+            if self.rows is not None and name not in VOCABULARY:
+                layout = self.rows.shared(layout)
+            yield name, parameter, layout
+
+    def kept_tokens(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """What the head takes: of `forward`'s hidden states those of kept tokens, the same [T, D] on every rank.
+
+        keep: bool [B, S], the same on every rank. Collectives forward: with sequence parallelism one all-gather of
+        [B, S/tp, D]; with `rows` that of `RowGroups.gather_kept`. None backward.
+        """
+        whole = self.tp.gather_sequence(hidden)
+        return whole[keep] if self.rows is None else self.rows.gather_kept(whole, keep)
 
     def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         first = self.part.layers.start
+        if self.rows is not None and places is not None:
+            places = self.rows.own(places)
         return self.run_from(self.run_below(x, first, places), first, places)
 
     def run_below(self, x: torch.Tensor, layer: int, places: torch.Tensor | None = None) -> torch.Tensor:

@@ -130,8 +130,8 @@ def _gathered(decoder: Decoder, mesh: ParallelMesh, named: Named) -> Iterator[tu
 
 
 def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) -> torch.Tensor:
-    """The global tensor on every tensor-parallel rank: copies side by side, padding cut off. One all-gather."""
-    if layout.dim is None or mesh.tensor.size == 1:
+    """The global tensor on every tensor-parallel rank: copies side by side, padding cut off. One all-gather at most."""
+    if layout.dim is None or layout.copies == mesh.tensor.size:
         return layout.valid_part(local)
     parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(mesh.tensor.size)]
     dist.all_gather(parts, local.contiguous(), group=mesh.tensor.group)

@@ -29,6 +29,8 @@ class TensorLayout:
     """Whether this rank is the first of them: it writes the slice to disk."""
     partial: bool = False
     """Backward leaves only this rank's share of the gradient: the copies must be summed once a step."""
+    row_groups: int = 1
+    """How many groups of ranks hold it, each with the gradient of its own rows: these are summed once a step, too."""
 
     @property
     def valid(self) -> int:
@@ -49,6 +51,10 @@ class TensorLayout:
     def held(self, dim: int) -> slice:
         """The indices of a dimension of the global tensor that this rank holds."""
         return slice(self.start, self.start + self.valid) if dim == self.dim else slice(None)
+
+    def repeated(self, groups: int, rank: int) -> "TensorLayout":
+        """The same slice where `groups` neighbouring ranks hold it instead of one; `rank` is this one among them."""
+        return replace(self, copies=self.copies * groups, first_copy=self.first_copy and rank == 0, row_groups=groups)
 
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's valid part of a global tensor (a view)."""

@@ -36,6 +36,11 @@ class TensorParallel:
         """The tensor axis of a mesh; sequence parallelism means nothing where the axis has one rank."""
         return cls(axis.group, axis.rank, axis.size, sequence_parallel and axis.size > 1)
 
+    @property
+    def sequence_parts(self) -> int:
+        """Into how many parts the sequence is split outside the regions."""
+        return self.size if self.sequence_parallel else 1
+
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """Before column-parallel matrices: [B, S or S/tp, D] -> [B, S, D]."""
         if self.size == 1:

@@ -13,6 +13,7 @@ from torch import nn
 
 from megaokd.parallel.layout import TensorLayout
 from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.rows import RowGroups
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,25 @@ class VocabRange:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Token ids [B, S] -> hidden [B, S or S/tp, D]; one collective each way (`leave`)."""
+    """Token ids [B, S] -> hidden [B, S or S/tp, D]; one collective each way (`leave`).
 
-    def __init__(self, vocab: VocabRange, model_size: int, hidden_size: int, tp: TensorParallel) -> None:
+    With `rows` the vocabulary is split over more ranks than `tp` has, and a group's rows come out, [B / groups, ...]:
+    one more collective each way (`sum_own`), and none in `leave` where `tp` has one rank.
+    """
+
+    def __init__(
+        self,
+        vocab: VocabRange,
+        model_size: int,
+        hidden_size: int,
+        tp: TensorParallel,
+        rows: RowGroups | None = None,
+    ) -> None:
         super().__init__()
         self.vocab = vocab
         self.layout = vocab.layout(model_size)
         self.tp = tp
+        self.rows = rows
         self.weight = nn.Parameter(torch.empty(vocab.rows, hidden_size))
 
     def layouts(self) -> dict[str, TensorLayout]:
@@ -51,12 +64,12 @@ class VocabParallelEmbedding(nn.Module):
         return {"weight": self.layout}
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if self.tp.size == 1:
+        if self.tp.size == 1 and self.rows is None:
             return F.embedding(tokens, self.weight)
         local = tokens - self.vocab.start
         foreign = (local < 0) | (local >= self.vocab.rows)
         hidden = F.embedding(local.masked_fill(foreign, 0), self.weight).masked_fill(foreign.unsqueeze(-1), 0.0)
-        return self.tp.leave(hidden)
+        return self.tp.leave(hidden if self.rows is None else self.rows.sum_own(hidden))
 
 
 class VocabParallelHead(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from megaokd.config import Config, Student
 from megaokd.distill.online_modules import attach_online_modules
 from megaokd.errors import UserError
-from megaokd.mesh import ParallelMesh
+from megaokd.mesh import ParallelMesh, divisors, split_tensor_axis
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder, DecoderSlice
 from megaokd.models.from_teacher import chosen_layers, load_from_teacher, student_architecture
@@ -18,6 +18,7 @@ from megaokd.models.huggingface_weights import load_decoder
 from megaokd.models.initialize import freeze, initialize_decoder
 from megaokd.models.rotary import LongRopeScaling
 from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.rows import RowGroups
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.stage import DistillationStage, Slot
@@ -36,10 +37,13 @@ class Blueprint:
     teacher: DecoderArchitecture | None
     vocab: VocabRange
     tp: TensorParallel
+    """Of the teacher, the vocabulary and, without `rows`, the student."""
+    student_tp: TensorParallel
+    rows: RowGroups | None
 
     @classmethod
     def draw(cls, config: Config, vocab_size: int, mesh: ParallelMesh) -> "Blueprint":
-        """Read both architectures; refuse what does not fit together.
+        """Read both architectures; refuse what does not fit together. Collective where the student is split less.
 
         vocab_size: tokens of the tokenizer; a model may have more rows (padding), not fewer.
 
@@ -50,8 +54,9 @@ class Blueprint:
         student = _student_architecture(config.student, teacher, vocab_size)
         check_models(config, student, teacher, vocab_size)
         tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
+        student_tp, rows = _student_split(config, mesh, tp)
         padded = max(arch.vocab_size for arch in (student, teacher) if arch is not None)
-        return cls(config, mesh, student, teacher, VocabRange.split(vocab_size, padded, tp), tp)
+        return cls(config, mesh, student, teacher, VocabRange.split(vocab_size, padded, tp), tp, student_tp, rows)
 
     @property
     def num_stages(self) -> int:
@@ -63,16 +68,21 @@ class Blueprint:
         """Those of this rank."""
         return range(self.mesh.pipeline.rank, self.num_stages, self.mesh.pipeline.size)
 
-    def empty(self, arch: DecoderArchitecture, part: DecoderSlice, dtype: str) -> Decoder:
+    def empty_student(self, part: DecoderSlice) -> Decoder:
         """A slice on this rank's device, its weights not yet set."""
+        return self._empty(self.student, part, "float32", self.student_tp, self.rows)
+
+    def _empty(
+        self, arch: DecoderArchitecture, part: DecoderSlice, dtype: str, tp: TensorParallel, rows: RowGroups | None
+    ) -> Decoder:
         with torch.device(self.mesh.device), _default_dtype(DTYPES[dtype]):
-            return Decoder(arch, part, self.vocab, self.tp, recompute=self.config.parallel.recompute)
+            return Decoder(arch, part, self.vocab, tp, recompute=self.config.parallel.recompute, rows=rows)
 
     def frozen_teacher(self, part: DecoderSlice) -> Decoder:
         """A slice with the teacher's weights, frozen."""
         assert self.teacher is not None
         assert self.config.teacher.path is not None
-        decoder = self.empty(self.teacher, part, self.config.teacher.dtype)
+        decoder = self._empty(self.teacher, part, self.config.teacher.dtype, self.tp, None)
         load_decoder(decoder, self.config.teacher.path)
         freeze(decoder.parameters())
         return decoder.eval()
@@ -87,6 +97,7 @@ class DistillationModels:
     teacher_architecture: DecoderArchitecture | None
     vocab: VocabRange
     tp: TensorParallel
+    rows: RowGroups | None
     slots: tuple[Slot, ...]
 
     @property
@@ -126,11 +137,18 @@ def build_models(plan: Blueprint) -> DistillationModels:
                 student, teacher, config.train.precision, takes_trunk=takes_trunk, anchored_from=anchored_from
             )
         )
-    slots = [Slot(plan.student.hidden_size, grad_from_stage=0)]
+    slots = [
+        Slot(
+            plan.student.hidden_size,
+            grad_from_stage=0,
+            row_groups=plan.rows.size if plan.rows is not None else 1,
+            sequence_parts=plan.student_tp.sequence_parts,
+        )
+    ]
     if plan.teacher is not None:
         moving = stage_above(teacher_slices, trunk) if config.teacher.online is not None else plan.num_stages
-        slots += _teacher_slots(config, plan.teacher.hidden_size, plan.num_stages, first_of_teacher, moving)
-    return DistillationModels(stages, plan.student, plan.teacher, plan.vocab, plan.tp, tuple(slots))
+        slots += _teacher_slots(plan, plan.teacher.hidden_size, first_of_teacher, moving)
+    return DistillationModels(stages, plan.student, plan.teacher, plan.vocab, plan.tp, plan.rows, tuple(slots))
 
 
 def check_models(
@@ -138,10 +156,13 @@ def check_models(
 ) -> None:
     """Refuse models that do not fit the layout, the data or the precision, before anything is built."""
     width = config.data.widest_batch
+    _check_student_rows(config)
+    ranks = {"student": config.parallel.student_ranks, "teacher": config.parallel.tensor}
     for name, arch in (("student", student), ("teacher", teacher)):
         if arch is None:
             continue
-        arch.check_layout(name, tensor=config.parallel.tensor, stages=config.parallel.num_stages)
+        key = "parallel.tensor" if ranks[name] == config.parallel.tensor else "parallel.student_tensor"
+        arch.check_layout(name, key=key, tensor=ranks[name], stages=config.parallel.num_stages)
         if arch.vocab_size < vocab_size:
             raise UserError(
                 f"the {name} has {arch.vocab_size} token embeddings, but the tokenizer of the data has {vocab_size} "
@@ -175,6 +196,31 @@ def check_models(
         raise UserError("teacher.dtype=bfloat16 needs train.precision=bf16; with fp32 keep the teacher in float32")
 
 
+def _student_split(config: Config, mesh: ParallelMesh, tp: TensorParallel) -> tuple[TensorParallel, RowGroups | None]:
+    """The ranks that share a trunk of the student, and the groups of them where that is not the whole tensor axis."""
+    inner = config.parallel.student_ranks
+    if inner == tp.size:
+        return tp, None
+    split = split_tensor_axis(mesh, inner, config.train.timeout_s)
+    trunk = TensorParallel()
+    if split.trunk is not None:
+        trunk = TensorParallel.on(split.trunk, sequence_parallel=config.parallel.sequence_parallel)
+    return trunk, RowGroups(split.rows.group, split.rows.rank, split.rows.size, tp)
+
+
+def _check_student_rows(config: Config) -> None:
+    """Refuse micro-batches whose rows the groups of a student's ranks cannot share."""
+    tensor, inner, rows = config.parallel.tensor, config.parallel.student_ranks, config.train.micro_batch
+    groups = tensor // inner
+    if rows % groups:
+        fitting = [size for size in divisors(tensor) if rows % (tensor // size) == 0]
+        raise UserError(
+            f"parallel.student_tensor={inner} with parallel.tensor={tensor} makes {groups} groups of ranks that share "
+            f"the rows of a micro-batch, so train.micro_batch={rows} must be a multiple of {groups}; with this "
+            f"micro-batch parallel.student_tensor can be one of {fitting}"
+        )
+
+
 def _student_architecture(
     student: Student, teacher: DecoderArchitecture | None, vocab_size: int
 ) -> DecoderArchitecture:
@@ -190,7 +236,7 @@ def _student_architecture(
 def _student(plan: Blueprint, part: DecoderSlice) -> Decoder:
     """A slice with the weights that training starts from."""
     config, teacher = plan.config, plan.teacher
-    decoder = plan.empty(plan.student, part, "float32")
+    decoder = plan.empty_student(part)
     recipe = config.student.from_teacher
     if config.student.path is not None:
         load_decoder(decoder, config.student.path)
@@ -225,9 +271,10 @@ def _is_anchored(config: Config) -> bool:
     return config.teacher.online is not None and bool(config.objective.teacher.get(ANCHOR))
 
 
-def _teacher_slots(config: Config, size: int, stages: int, first: int, moving: int) -> list[Slot]:
+def _teacher_slots(plan: Blueprint, size: int, first: int, moving: int) -> list[Slot]:
     """The teacher's hidden state, from stage `first` on; where it begins to move, the original's for an anchor."""
-    slots = [Slot(size, grad_from_stage=moving, sent_from_stage=first)]
-    if _is_anchored(config):
-        slots.append(Slot(size, grad_from_stage=stages, sent_from_stage=moving))
+    parts = plan.tp.sequence_parts
+    slots = [Slot(size, grad_from_stage=moving, sent_from_stage=first, sequence_parts=parts)]
+    if _is_anchored(plan.config):
+        slots.append(Slot(size, grad_from_stage=plan.num_stages, sent_from_stage=moving, sequence_parts=parts))
     return slots

@@ -16,7 +16,6 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 from megaokd.config import Parallel
 from megaokd.errors import UserError
 from megaokd.mesh import Axis
-from megaokd.parallel.region import TensorParallel
 from megaokd.pipeline.stage import Hidden, Slot
 
 LossFunction = Callable[..., torch.Tensor]
@@ -48,13 +47,12 @@ def build_runner(
     loss: LossFunction,
     parallel: Parallel,
     axis: Axis,
-    tp: TensorParallel,
     device: torch.device,
 ) -> Runner:
     """The runner of a layout: `stages` are the ones that this rank holds, lowest first."""
     if parallel.pipeline == 1:
         return MicroBatchLoop(stages[0], loss)
-    return PipelineRunner(stages, slots, loss, parallel, axis, tp, device)
+    return PipelineRunner(stages, slots, loss, parallel, axis, device)
 
 
 def check_micro_batches(parallel: Parallel, micro_batches: int) -> None:
@@ -124,7 +122,6 @@ class PipelineRunner:
         loss: LossFunction,
         parallel: Parallel,
         axis: Axis,
-        tp: TensorParallel,
         device: torch.device,
     ) -> None:
         self.stages = stages
@@ -132,7 +129,6 @@ class PipelineRunner:
         self.loss = loss
         self.parallel = parallel
         self.axis = axis
-        self.tp = tp
         self.device = device
         self.num_stages = parallel.num_stages
         self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
@@ -189,9 +185,14 @@ class PipelineRunner:
 
     def _hidden_metadata(self, stage: int, batch: int, sequence: int) -> tuple[torch.Tensor, ...]:
         """What `stage` puts out: shape, and whether the next stage owes it a gradient."""
-        local = sequence // self.tp.size if self.tp.sequence_parallel else sequence
         return tuple(
-            torch.empty(batch, local, slot.hidden_size, device="meta", requires_grad=stage >= slot.grad_from_stage)
+            torch.empty(
+                batch // slot.row_groups,
+                sequence // slot.sequence_parts,
+                slot.hidden_size,
+                device="meta",
+                requires_grad=stage >= slot.grad_from_stage,
+            )
             for slot in self.slots
             if stage >= slot.sent_from_stage
         )

@@ -1,9 +1,10 @@
 """What a pipeline stage runs: a slice of the student and the same stage's slice of the teacher, side by side.
 
-Between stages travel one to three hidden states, [B, S or S/tp, D] fp32 each: the student's, then the teacher's. Below
-the first online module the teacher's needs no gradient; autograd then records nothing for it and the pipeline sends no
-gradient back. With an anchor the original teacher's hidden state comes third, from the first module's stage on. With a
-trunk cache the teacher begins at that stage: earlier ones have no part of it and send the student's hidden state alone.
+Between stages travel one to three hidden states, [B, S or S/tp, D] fp32 each: the student's (where it is split less
+than the teacher, of a row group's rows), then the teacher's. Below the first online module the teacher's needs no
+gradient; autograd then records nothing for it and the pipeline sends no gradient back. With an anchor the original
+teacher's hidden state comes third, from the first module's stage on. With a trunk cache the teacher begins at that
+stage: earlier ones have no part of it and send the student's hidden state alone.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ class Slot:
     """The first stage whose output for this slot needs a gradient; the number of stages where none does."""
     sent_from_stage: int = 0
     """The first stage that puts it out."""
+    row_groups: int = 1
+    """A rank has the rows of one of so many groups."""
+    sequence_parts: int = 1
+    """A rank has one of so many parts of the sequence."""
 
 
 class DistillationStage(nn.Module):

@@ -80,12 +80,12 @@ def fill(
     layers = trunk_layers(plan.config, plan.teacher)
     slices = [within_trunk(part, layers) for part in split_model(plan.teacher, plan.num_stages)]
     stages = [TrunkStage(plan.frozen_teacher(slices[i]), plan.config.train.precision) for i in plan.own_stages]
-    slots = (Slot(plan.teacher.hidden_size, grad_from_stage=plan.num_stages),)
+    slots = (Slot(plan.teacher.hidden_size, grad_from_stage=plan.num_stages, sequence_parts=plan.tp.sequence_parts),)
     device, count, done = plan.mesh.device, sum(len(source.examples) for _, source in parts), 0
     told = time.monotonic()
     for store, source in parts:
         recorder = Recorder(store, plan.tp)
-        runner = build_runner(stages, slots, recorder, plan.config.parallel, plan.mesh.pipeline, plan.tp, device)
+        runner = build_runner(stages, slots, recorder, plan.config.parallel, plan.mesh.pipeline, device)
         for start in range(0, len(source.examples), shape.global_batch):
             chunk = source.examples[start : start + shape.global_batch]
             batch = (

@@ -80,7 +80,7 @@ def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> No
     loss = HiddenStateLoss(ends, TERMS, vocab, tp, "fp32", has_teacher=False, fused=True)
     stages, slots = as_stage(decoder)
     tokens, labels = micro_batches()
-    runner = build_runner(stages, slots, loss, parallel, mesh.pipeline, tp, mesh.device)
+    runner = build_runner(stages, slots, loss, parallel, mesh.pipeline, mesh.device)
     runner.forward_backward(tokens, labels, scale=1.0 / int((labels != -100).sum()))
     write_gradients(decoder, output / "gradients", tp, mesh)
 
@@ -92,12 +92,13 @@ def micro_batches() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def as_stage(decoder: Decoder) -> tuple[list[DistillationStage], tuple[Slot, ...]]:
-    return [DistillationStage(decoder, None, "fp32")], (Slot(decoder.arch.hidden_size, grad_from_stage=0),)
+    slot = Slot(decoder.arch.hidden_size, grad_from_stage=0, sequence_parts=decoder.tp.sequence_parts)
+    return [DistillationStage(decoder, None, "fp32")], (slot,)
 
 
 def write_logits(decoder: Decoder, path: Path, parallel: Parallel, tp: TensorParallel, mesh: ParallelMesh) -> None:
     recorder = Recorder(decoder, tp, mesh)
-    runner = build_runner(*as_stage(decoder), recorder, parallel, mesh.pipeline, tp, mesh.device)
+    runner = build_runner(*as_stage(decoder), recorder, parallel, mesh.pipeline, mesh.device)
     runner.forward(*micro_batches())
     if recorder.logits and mesh.tensor.rank == 0:
         save_file({"logits": torch.cat(recorder.logits)}, path)

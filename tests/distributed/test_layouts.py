@@ -52,6 +52,24 @@ LAYOUTS: dict[str, Layout] = {
     "pp4": (4, {"pipeline": 4}, {}),
     "tp4_sequence_parallel": (4, {"tensor": 4, "sequence_parallel": True, "recompute": True}, {}),
     "tp2_pp2_sequence_parallel": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}, {}),
+    # The student split less than the teacher: groups of ranks with rows of their own.
+    "tp2_student1_loss_on_logits": (
+        2,
+        {"tensor": 2, "student_tensor": 1},
+        {"objective": {**OBJECTIVE, "fused": False}},
+    ),
+    "tp4_student1": (4, {"tensor": 4, "student_tensor": 1}, {"train": {"micro_batch": 4}}),
+    "tp4_student2_sequence_parallel": (
+        4,
+        {"tensor": 4, "student_tensor": 2, "sequence_parallel": True, "recompute": True},
+        {},
+    ),
+    "tp2_dp2_student1_zero2": (4, {"tensor": 2, "student_tensor": 1}, {"train": {"zero_stage": 2}}),
+    "tp2_pp2_student1_sequence_parallel": (
+        4,
+        {"tensor": 2, "pipeline": 2, "student_tensor": 1, "sequence_parallel": True},
+        {},
+    ),
 }
 
 
@@ -126,13 +144,18 @@ OTHER: dict[str, Layout] = {
     "scratch_untied_pp2": (2, {"pipeline": 2}, UNTIED),
     "scratch_tp4": (4, {"tensor": 4}, SCRATCH),
     "scratch_tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, SCRATCH),
+    "scratch_untied_tp4_student2": (4, {"tensor": 4, "student_tensor": 2}, UNTIED),
     "packed": (1, {}, PACKED),
     "packed_pp2": (2, {"pipeline": 2}, PACKED),
+    "packed_tp2_student1": (2, {"tensor": 2, "student_tensor": 1}, PACKED),
     "packed_tp2_pp2": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "recompute": True}, PACKED),
     "bf16": (1, {}, BF16),
     "bf16_tp2_pp2": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}, BF16),
 }
-PACKED_LAYOUTS = {"lora": ("packed", "packed_pp2", "packed_tp2_pp2"), "bottleneck": ("bottleneck_packed_pp2",)}
+PACKED_LAYOUTS = {
+    "lora": ("packed", "packed_pp2", "packed_tp2_student1", "packed_tp2_pp2"),
+    "bottleneck": ("bottleneck_packed_pp2",),
+}
 """Setup -> cases that must take the steps of its reference with the examples of PACKED apart."""
 
 
@@ -322,7 +345,12 @@ def test_one_step_of_each_method(method: str, results: Path, tiny_world: TinyWor
 
 @pytest.mark.parametrize(
     ("layout", "single"),
-    [("scratch_tp4", "scratch"), ("scratch_tp2_pp2", "scratch"), ("scratch_untied_pp2", "scratch_untied")],
+    [
+        ("scratch_tp4", "scratch"),
+        ("scratch_tp2_pp2", "scratch"),
+        ("scratch_untied_pp2", "scratch_untied"),
+        ("scratch_untied_tp4_student2", "scratch_untied"),
+    ],
 )
 def test_initial_weights_do_not_depend_on_the_layout(layout: str, single: str, results: Path) -> None:
     expected, found = (json.loads((results / f"{name}.json").read_text()) for name in (single, layout))
