@@ -40,11 +40,29 @@ class Attention(nn.Module):
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if positions.rotary is not None:
             q, k = rotate(q, positions.rotary), rotate(k, positions.rotary)
+        if positions.places is not None:
+            return self.o_proj(self._of_one(q, k, v, positions))
+        if positions.kept is not None:
+            positions.kept.begin(k, v)
         if self.queries_per_key > 1:
             k, v = (t.repeat_interleave(self.queries_per_key, dim=1) for t in (k, v))
         mask = positions.mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _of_one(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """One token a row, [B, heads, 1, E] each, on the keys of all its positions: [B, 1, heads * E].
+
+        The queries that share a key stand in the place of the sequence, so that kept keys are not repeated.
+        """
+        assert positions.kept is not None
+        assert positions.places is not None
+        assert positions.mask is not None
+        width = positions.mask.shape[-1]
+        k, v = (kept[:, :, :width] for kept in positions.kept.extend(k, v, positions.places))
+        q = q.squeeze(2).unflatten(1, (-1, self.queries_per_key))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=positions.mask, scale=self.scale)
+        return y.flatten(1).unsqueeze(1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """[B, S, heads * E] -> [B, heads, S, E]."""

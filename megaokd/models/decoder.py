@@ -4,7 +4,7 @@ Shapes: B batch, S sequence, D hidden size. What tensor parallelism does is in `
 shows only as `enter` in front of parallel matrices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,6 +150,20 @@ class Decoder(nn.Module):
         x = self._run_layers(x, range(max(layer, self.part.layers.start), self.part.layers.stop), places)
         if self.norm is None:
             return x
+        x = self.norm(x)
+        return with_online(x, self.online, x)
+
+    def run_with(self, tokens: torch.Tensor, places: torch.Tensor, positions: Sequence[Positions]) -> torch.Tensor:
+        """A whole decoder on tokens [B, S] at `places` [B, S], with what its layers know of positions, one a layer.
+
+        Returns hidden states, normed, [B, S, D]. For generation: `Positions.kept` brings keys and values of earlier
+        tokens. Collectives: those of `forward`.
+        """
+        assert self.embed_tokens is not None, "generation begins with tokens"
+        assert self.norm is not None, "generation ends with logits"
+        x = self._embed(self.embed_tokens, tokens, places)
+        for layer, known in zip(self.layers.values(), positions, strict=True):
+            x = layer(x, known)
         x = self.norm(x)
         return with_online(x, self.online, x)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megaokd.models.architecture import AttentionKind
+from megaokd.models.key_values import KeyValues
 from megaokd.models.rotary import RotaryTable
 from megaokd.parallel.region import TensorParallel
 
@@ -18,16 +19,16 @@ class Positions:
     rotary: RotaryTable | None
     mask: torch.Tensor | None
     """[S, S] or [B, 1, S, S], True where a query (row) sees a key; None: every earlier position and its own."""
+    kept: KeyValues | None = None
+    """In generation: where the layer keeps keys and values."""
+    places: torch.Tensor | None = None
+    """int64 [B]: the batch is one token a row, at these positions, and sees what is kept; `mask` is [B, 1, 1, T']."""
 
     @classmethod
     def build(cls, kind: AttentionKind, sequence: int, device: torch.device) -> "Positions":
         """For positions 0 .. sequence - 1. A query sees `window` keys, its own among them."""
         table = kind.rotary.table(sequence, device) if kind.rotary is not None else None
-        mask = None
-        if kind.window is not None and kind.window < sequence:
-            causal = torch.ones(sequence, sequence, dtype=torch.bool, device=device).tril()
-            mask = causal.triu(1 - kind.window)
-        return cls(table, mask)
+        return cls(table, window_mask(kind.window, sequence, device))
 
     def within(self, places: torch.Tensor) -> "Positions":
         """The same for rows that several texts share, with `places` [B, S] as `Decoder` takes them.
@@ -38,6 +39,13 @@ class Positions:
         same = (text[:, :, None] == text[:, None, :]).unsqueeze(1)
         mask = same.tril() if self.mask is None else same & self.mask
         return Positions(None if self.rotary is None else self.rotary.at(places), mask)
+
+
+def window_mask(window: int | None, sequence: int, device: torch.device) -> torch.Tensor | None:
+    """The mask of `Positions` for positions 0 .. sequence - 1 where a query sees `window` keys, its own among them."""
+    if window is None or window >= sequence:
+        return None
+    return torch.ones(sequence, sequence, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 class PositionEmbedding(nn.Module):

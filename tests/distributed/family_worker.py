@@ -1,7 +1,7 @@
 """Reads model folders in one layout after another, and writes what came of them: logits, gradients, an export.
 
 Usage: torchrun --nproc-per-node=2 ... family_worker.py FOLDER, with FOLDER/NAME/model for each model.
-Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/} and, of a
+Written: FOLDER/NAME/LAYOUT/{logits.safetensors, gradients/, export/}, without a pipeline generations.json and, of a
 teacher with modules, {adapted.safetensors, adapter/, merged/}; of a model in bf16 only the exported weights.
 """
 
@@ -20,6 +20,7 @@ from megaokd.engine.gradients import sum_partial_gradients, sum_tied_gradients
 from megaokd.engine.parameters import parameters_of
 from megaokd.export import copy_model_files
 from megaokd.export_teacher import export_adapter, export_merged_teacher
+from megaokd.generation.generate import generate
 from megaokd.kernels import Term
 from megaokd.mesh import ParallelMesh, build_mesh, start_distributed
 from megaokd.models.decoder import Decoder
@@ -73,6 +74,8 @@ def run(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> No
         copy_model_files(model, output / "export")
 
     write_logits(decoder, output / "logits.safetensors", parallel, tp, mesh)
+    if parallel.pipeline == 1:
+        write_generations(decoder, output / "generations.json")
     if model.parent.name in families.ADAPTED:
         adapt(model, output, parallel, mesh)
 
@@ -102,6 +105,15 @@ def write_logits(decoder: Decoder, path: Path, parallel: Parallel, tp: TensorPar
     runner.forward(*micro_batches())
     if recorder.logits and mesh.tensor.rank == 0:
         save_file({"logits": torch.cat(recorder.logits)}, path)
+
+
+def write_generations(decoder: Decoder, path: Path) -> None:
+    """What every rank has generated, by the name of the options."""
+    for name, options in families.GENERATIONS.items():
+        own = generate(decoder, families.batch()[:, :20].tolist(), options, eos_id=2)
+        ranks: list[list[list[int]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(ranks, own)
+        path.with_stem(f"{path.stem}-{name}").write_text(json.dumps(ranks))
 
 
 def adapt(model: Path, output: Path, parallel: Parallel, mesh: ParallelMesh) -> None:

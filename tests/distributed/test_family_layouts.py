@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megaokd.generation.generate import generate
 from tests.support import families
 from tests.support.launch import must, torchrun
 
@@ -40,6 +41,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Exp
     families.save(families.random_model(IN_BF16).bfloat16(), root / "bf16" / "model")
     must(torchrun(2, "-m", "tests.distributed.family_worker", root, timeout=300))
     return root, expected
+
+
+@pytest.mark.parametrize("options", families.GENERATIONS)
+@pytest.mark.parametrize("name", families.CASES)
+def test_tensor_parallel_ranks_generate_what_one_process_does(
+    world: tuple[Path, dict[str, Expected]], name: str, options: str
+) -> None:
+    folder = world[0] / name
+    alone = generate(
+        families.load(folder / "model"), families.batch()[:, :20].tolist(), families.GENERATIONS[options], eos_id=2
+    )
+    for layout in ("tp2", "tp2-sequence"):
+        assert json.loads((folder / layout / f"generations-{options}.json").read_text()) == [alone, alone]
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from megaokd.generation.options import GenerationOptions
+from megaokd.models.decoder import Decoder, DecoderSlice
+from megaokd.models.huggingface_config import read_architecture
+from megaokd.models.huggingface_weights import load_decoder
+from megaokd.parallel.region import TensorParallel
+from megaokd.parallel.vocab import VocabRange
+
 VOCABULARY, WIDTH = 131, 24
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -92,6 +99,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+GENERATIONS = {
+    "greedy": GenerationOptions(max_new_tokens=12, temperature=0.0),
+    "sampled": GenerationOptions(max_new_tokens=12),
+    "cut": GenerationOptions(max_new_tokens=12, temperature=1.3, top_k=50, top_p=0.9, seed=1),
+}
+
 # Those whose teacher's online modules are exported: each way in which a family stores projections.
 ADAPTED = ("llama", "llama-tied", "qwen3-one-kv", "phi3", "gpt2", "gpt_neox", "opt")
 
@@ -134,6 +147,15 @@ def save(model: PreTrainedModel, folder: Path) -> None:
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2")
     tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The whole model in a folder as our decoder."""
+    arch = read_architecture(folder)
+    part, vocab = DecoderSlice(range(arch.num_layers)), VocabRange(0, arch.vocab_size, arch.vocab_size)
+    decoder = Decoder(arch, part, vocab, TensorParallel()).to(dtype)
+    load_decoder(decoder, folder)
+    return decoder
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

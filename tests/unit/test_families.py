@@ -5,23 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaokd.models.decoder import Decoder, DecoderSlice
-from megaokd.models.huggingface_config import read_architecture
-from megaokd.models.huggingface_weights import load_decoder
+from megaokd.models.decoder import Decoder
 from megaokd.models.weight_map import WeightMap
 from megaokd.parallel.layout import TensorLayout
-from megaokd.parallel.region import TensorParallel
-from megaokd.parallel.vocab import VocabRange
 from megaokd.precision import autocast
 from tests.support import families
-
-
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    arch = read_architecture(folder)
-    part, vocab = DecoderSlice(range(arch.num_layers)), VocabRange(0, arch.vocab_size, arch.vocab_size)
-    decoder = Decoder(arch, part, vocab, TensorParallel()).to(dtype)
-    load_decoder(decoder, folder)
-    return decoder
 
 
 def gradients_in_files(decoder: Decoder) -> dict[str, torch.Tensor]:
@@ -42,7 +30,7 @@ def gradients_in_files(decoder: Decoder) -> dict[str, torch.Tensor]:
 def test_logits_and_gradients(name: str, tmp_path: Path) -> None:
     model = families.random_model(name)
     families.save(model, tmp_path)
-    decoder = load(tmp_path)
+    decoder = families.load(tmp_path)
     tokens = families.batch()
     assert decoder.head is not None
     logits = decoder.head(decoder(tokens))
@@ -57,7 +45,7 @@ def test_logits_in_float64(name: str, tmp_path: Path) -> None:
     """Where `transformers` keeps to fp64 (its RMS norms and eager softmax do not), only fp64 rounding is left."""
     model = families.random_model(name, attention="sdpa").double()
     families.save(model, tmp_path)
-    decoder = load(tmp_path, dtype=torch.float64)
+    decoder = families.load(tmp_path, dtype=torch.float64)
     assert decoder.head is not None
     logits = decoder.head(decoder(families.batch()))
     assert logits.dtype == torch.float64
@@ -67,7 +55,7 @@ def test_logits_in_float64(name: str, tmp_path: Path) -> None:
 def test_frozen_weights_stay_bf16(tmp_path: Path) -> None:
     model = families.random_model("phi3").bfloat16()
     families.save(model, tmp_path)
-    decoder = load(tmp_path, dtype=torch.bfloat16)
+    decoder = families.load(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
     fused = dict(model.named_parameters())["model.layers.1.mlp.gate_up_proj.weight"]
     mlp = decoder.layers["1"].mlp
@@ -83,7 +71,7 @@ def test_bf16_is_no_further_from_the_truth_than_transformers(name: str, tmp_path
     with torch.no_grad():
         theirs = model(tokens).logits.float()
         truth = model.float()(tokens).logits
-        decoder = load(tmp_path, dtype=torch.bfloat16)
+        decoder = families.load(tmp_path, dtype=torch.bfloat16)
         assert decoder.head is not None
         with autocast("bf16", tokens.device):
             ours = decoder.head(decoder(tokens)).float()

@@ -16,7 +16,7 @@ ORDER = [
     ["mesh", "rank_watch"],
     ["data", "parallel"],
     ["models"],
-    ["distill"],
+    ["distill", "generation"],
     ["pipeline"],
     ["trunk_cache", "cost"],
     ["engine"],

@@ -1,0 +1,1 @@
+"""Generation with our own decoders, whole or split over tensor-parallel ranks."""
