@@ -42,6 +42,8 @@ class EntryOptions:
 
     like: str | None = None
     """Another entry, with what was searched there: what this entry says is merged over it."""
+    set: dict[str, Any] | None = None
+    """Dotted key -> value, over all of it: a term added to an objective, where a section of it would replace it."""
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
     """Some of the recipe's; default: all."""
     equal_time_of: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from megaokd.comparison.entry import OPTION_KEYS, EntryOptions
 from megaokd.comparison.recipe import Recipe
 from megaokd.config import Config
-from megaokd.config_file import KeyPath, check_values, parse_config, read_yaml
+from megaokd.config_file import KeyPath, check_values, parse_config, read_yaml, split_key
 from megaokd.errors import UserError
 
 # Decided by the grid. Where the recipe decides it too, one of the two would be ignored.
@@ -104,8 +104,18 @@ def _check_method(
             for key, origin in origins.items()
             if key[: len(layer)] == layer and len(key) > len(layer)
         }
+    set_here = options[name].set or {}
+    for dotted in set_here:
+        if split_key(dotted) in _OWN_KEYS:
+            raise UserError(f"{where}: {name}.set: {dotted} is decided for each run; leave it out")
+        parts = split_key(dotted)
+        found |= {parts[: end + 1]: origins[("methods", name, "set")] for end in range(len(parts))}
     seed = recipe.seeds_of(name)[0]
-    return parse_config(recipe.values(name, seed, recipe.cell_folder(name, seed)), found, where)
+    try:
+        values = recipe.values(name, seed, recipe.cell_folder(name, seed))
+    except ValueError as error:
+        raise UserError(f"{where}: {name}.set: {error}") from None
+    return parse_config(values, found, where)
 
 
 def _check_shared(configs: Mapping[str, Config], origins: dict[KeyPath, str]) -> None:

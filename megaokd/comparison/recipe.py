@@ -119,7 +119,7 @@ class Recipe:
         if entry.options.like:
             below = _with(merged(below, self.entries[entry.options.like].config), chosen or {})
             chosen = None
-        values = _with(merged(below, entry.config), chosen or {})
+        values = _with(_with(merged(below, entry.config), chosen or {}), entry.options.set or {})
         teacher = entry.options.adapted_teacher_of
         if teacher is not None:
             path = self.cell_folder(teacher, seed) / MERGED_TEACHER_FOLDER

@@ -67,6 +67,9 @@ def line_of(file: Path, text: str) -> str:
         ("methods__okd__like", "stf", "okd.like = 'stf' is to be another method of this recipe: sft"),
         ("methods__okd__like", "okd", "okd.like = 'okd' is to be another method of this recipe: sft"),
         ("methods__okd__equal_time_of", "sft", "okd.equal_time_of needs okd.like"),
+        ("methods__okd__set", {"objective.studen.ce": 1.0}, "unknown key 'objective.studen'; did you mean 'student'?"),
+        ("methods__okd__set", {"train.steps.no": 1.0}, "okd.set: steps is not a section"),
+        ("methods__okd__set", {"train.seed": 1}, "okd.set: train.seed is decided for each run"),
         ("methods__okd__seeds", [0, 5], "okd has seeds [0, 5], the recipe only [0, 1]; set okd.seeds"),
         ("methods__okd__search", {"values": {}}, "unknown key 'search.values'"),
         ("methods__okd__search__candidates", {}, "search.candidates = {}"),
@@ -95,6 +98,7 @@ ENTRIES: dict[str, Any] = {
     "sft": {"method": "sft"},
     "longer": {"like": "sft", "equal_time_of": "okd"},
     "hot": {"like": "okd", "objective": {"temperature": 2.0}, "seeds": [1]},
+    "anchored": {"like": "okd", "set": {"objective.teacher.anchor": 0.5}, "seeds": [1]},
     "okd": {
         "method": "okd_lora",
         "search": {
@@ -145,7 +149,7 @@ def test_entries_come_after_what_they_take_from(tmp_path: Path) -> None:
         assert {source.name for source in work.sources} <= set(names[:number])
     assert names[0] == "okd, search"
     assert sorted(names[1:]) == sorted(
-        [f"{name}, seed {seed}" for name in ENTRIES for seed in (0, 1) if (name, seed) != ("hot", 0)]
+        [f"{name}, seed {seed}" for name in ENTRIES for seed in (0, 1) if seed or name not in ("hot", "anchored")]
     )
 
 
@@ -191,6 +195,8 @@ def test_a_search_chooses_by_validation_for_all_seeds(tmp_path: Path, monkeypatc
         assert config["objective"].get("temperature") == temperature
         assert config["train"]["steps"] == 3
         parse_config(config)
+    anchored = Cell(recipe, "anchored", 1).parts()["training"]["config"]
+    assert anchored["objective"]["teacher"] == {"ce": 1.0, "forward_kl": 0.3, "anchor": 0.5}
     other = linked(tmp_path, methods__okd__search__candidates={"objective.teacher.forward_kl": [0.3]})
     with pytest.raises(UserError, match=r"okd, search: .*search was done \(candidates"):
         SearchRun(other, "okd").check_unchanged()
