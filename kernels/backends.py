@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from . import compiled, eager
 from .layout import Logits, Target
 from .spec import LossSpec
+from .terms import TOP, Term
 
 BACKENDS = ("auto", "triton", "compiled", "eager")
 COMPILE_FROM = 1 << 20  # logits of a call, one model's
@@ -31,17 +32,27 @@ class Backend(Protocol):
         """The gradients of "student", "teacher" or both in one pass, written to their targets."""
 
 
-def select_backend(name: str, device: torch.device, num_tokens: int, num_columns: int) -> Backend:
+def select_backend(
+    name: str, device: torch.device, num_tokens: int, num_columns: int, terms: Iterable[Term] = ()
+) -> Backend:
     """The backend of that name; "auto" picks by device and by the size of the call, and says so once.
 
     "auto" means "triton" on CUDA and ROCm devices, and on a CPU "compiled" for calls of at least `COMPILE_FROM` logits
     where a C++ compiler is found, else "eager": smaller calls would not earn back the seconds of compiling. The choice
     depends on the call alone, not on earlier ones, so that a resumed run repeats itself bit for bit.
 
-    Raises ValueError for an unknown name, RuntimeError for a backend that cannot run here: it is never replaced.
+    Terms of the kind forward_kl_top exist in "eager" alone: "auto" means that for objectives with such a term, of
+    whatever weight, on every device.
+
+    Raises ValueError for an unknown name, RuntimeError for a backend that cannot run here or lacks a term: it is never
+    replaced.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(BACKENDS)}")
+    if any(term.kind == TOP for term in terms):
+        if name not in ("auto", "eager"):
+            raise RuntimeError(f"backend {name!r} has no {TOP}; use 'eager' or 'auto', which then takes it")
+        return eager
     if name == "auto":
         return _automatic(device, num_tokens * num_columns)
     if name == "compiled" and compiled.is_available(device):

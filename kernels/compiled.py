@@ -69,7 +69,7 @@ def _mixtures_code(mixtures: tuple[Mixture, ...], temperature: float, dtype: tor
         num_tokens, num_blocks, _ = student.shape
         per_block = scalars.repeat_interleave(num_blocks, dim=1)
         s, t = (x.to(dtype).flatten(0, 1) for x in (student, teacher))
-        sums = formulas.block_mixtures(s, t, per_block, mixtures, temperature)
+        sums = formulas.block_mixtures(s, t, per_block, mixtures, temperature, {})
         return torch.stack([row.view(num_tokens, num_blocks).t() for row in sums], dim=1)
 
     return _compile(run)
@@ -179,7 +179,7 @@ def _mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     if student.shape[1]:
         assert teacher is not None
         student, teacher = student.to(dtype), teacher.to(dtype)
-        total += torch.stack(formulas.block_mixtures(student, teacher, scalars, spec.mixtures, spec.temperature))
+        total += torch.stack(formulas.block_mixtures(student, teacher, scalars, spec.mixtures, spec.temperature, {}))
     return total.to(dtype)
 
 

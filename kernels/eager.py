@@ -1,39 +1,21 @@
 """Backend "eager": plain torch operations over a few rows at a time, on any device.
 
-Temporaries are a bounded number of small blocks (`CPU_BLOCK` keeps them in a core's cache), so nothing of the size of
-the logits is ever allocated besides the gradients that are asked for. Rows without a label are never read.
+Temporaries are a bounded number of small blocks (`blocks.CPU_BLOCK` keeps them in a core's cache), so nothing of the
+size of the logits is ever allocated besides the gradients that are asked for. Rows without a label are never read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from . import formulas
+from .blocks import load, row_blocks
 from .gradient import label_weight, side_gradient, side_of
 from .layout import Logits, Target, compute_dtype
 from .spec import NUM_MIXTURE_SUMS, LossSpec, Stat
-
-CPU_BLOCK = 1 << 17  # elements of a block: 512 KiB of fp32, so that the handful in flight stay in cache
-GPU_BLOCK = 1 << 24
-
-Rows = slice | Tensor
-
-
-def _blocks(logits: Logits, spec: LossSpec) -> Iterator[Rows]:
-    """Row indices of labelled tokens, as many at a time as fit a block; slices where nothing is skipped."""
-    size = CPU_BLOCK if logits.labels.device.type == "cpu" else GPU_BLOCK
-    step = max(1, size // max(1, spec.num_columns))
-    active = logits.labels != -100
-    if bool(active.all()):
-        for start in range(0, len(active), step):
-            yield slice(start, min(start + step, len(active)))
-    else:
-        yield from active.nonzero().squeeze(1).split(step)
-
-
-def _load(x: Tensor, rows: Rows, spec: LossSpec, dtype: torch.dtype) -> Tensor:
-    return x[:, : spec.num_columns][rows].to(dtype)
+from .terms import TOP
+from .top import inside_top
 
 
 def statistics(logits: Logits, spec: LossSpec) -> Tensor:
@@ -44,9 +26,9 @@ def statistics(logits: Logits, spec: LossSpec) -> Tensor:
     out[sides] = -torch.inf
     if spec.num_columns == 0:
         return out
-    for rows in _blocks(logits, spec):
-        student = _load(logits.student, rows, spec, dtype)
-        teacher = None if logits.teacher is None else _load(logits.teacher, rows, spec, dtype)
+    for rows in row_blocks(logits, spec):
+        student = load(logits.student, rows, spec, dtype)
+        teacher = None if logits.teacher is None else load(logits.teacher, rows, spec, dtype)
         out[:, rows] = torch.stack(formulas.block_statistics(student, teacher, spec.temperature))
         local_label = logits.labels[rows] - spec.first
         for side, x in zip(sides, (student, teacher), strict=False):
@@ -61,11 +43,16 @@ def mixtures(logits: Logits, scalars: Tensor, spec: LossSpec) -> Tensor:
     dtype = compute_dtype(logits)
     assert logits.teacher is not None
     out = torch.zeros(NUM_MIXTURE_SUMS * len(spec.mixtures), len(logits.labels), dtype=dtype, device=scalars.device)
+    for index, mixture in enumerate(spec.mixtures):
+        if mixture.kind == TOP:
+            out[NUM_MIXTURE_SUMS * index + 1 : NUM_MIXTURE_SUMS * (index + 1)] = -torch.inf  # logarithms of empty sums
     if spec.num_columns == 0:
         return out
-    for rows in _blocks(logits, spec):
-        student, teacher = (_load(x, rows, spec, dtype) for x in (logits.student, logits.teacher))
-        sums = formulas.block_mixtures(student, teacher, scalars[:, rows], spec.mixtures, spec.temperature)
+    for rows in row_blocks(logits, spec):
+        student, teacher = (load(x, rows, spec, dtype) for x in (logits.student, logits.teacher))
+        known = scalars[:, rows]
+        inside = {top: inside_top(teacher, known, spec.threshold_row(top)) for top in spec.tops}
+        sums = formulas.block_mixtures(student, teacher, known, spec.mixtures, spec.temperature, inside)
         out[:, rows] = torch.stack(sums)
     return out
 
@@ -82,9 +69,9 @@ def gradients(logits: Logits, scalars: Tensor, spec: LossSpec, targets: Mapping[
         target.out[logits.labels == -100] = 0
     if spec.num_columns == 0:
         return
-    for rows in _blocks(logits, spec):
-        student = _load(logits.student, rows, spec, dtype)
-        teacher = None if logits.teacher is None else _load(logits.teacher, rows, spec, dtype)
+    for rows in row_blocks(logits, spec):
+        student = load(logits.student, rows, spec, dtype)
+        teacher = None if logits.teacher is None else load(logits.teacher, rows, spec, dtype)
         local_label = logits.labels[rows] - spec.first
         finished = []  # both are computed before either is written: an out may be the logits themselves
         for name, target in targets.items():

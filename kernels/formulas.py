@@ -11,11 +11,13 @@ the value inf and no defined gradient.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from .spec import Mixture, Scalar
+from .terms import TOP
 
 
 def product(probability: Tensor, logarithm: Tensor) -> Tensor:
@@ -78,13 +80,18 @@ def log_mixture(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
     return torch.logaddexp(log_a + math.log(share_of_a), log_b + math.log1p(-share_of_a))
 
 
-def mixture_sums(log_p: Tensor, log_q: Tensor, mixture: Mixture) -> list[Tensor]:
+def mixture_sums(log_p: Tensor, log_q: Tensor, mixture: Mixture, inside: Tensor | None = None) -> list[Tensor]:
     """The three sums over columns, each [n], that a two-pass term needs for its value and both gradients.
 
     jsd         sum p log(p/m),   sum q log(q/m),    0
     skew        sum p log(p/m),   sum p q / m,       0        (reverse: p and q exchanged)
     tvd         sum abs(p - q),   sum p sign(p - q), sum q sign(q - p)
+    top         sum_S p log(p/q), log of the sum of p outside S, the same of q; inside [n, v] says what is in S (`top`)
     """
+    if mixture.kind == TOP:
+        assert inside is not None
+        kept = torch.where(inside, product(log_p.exp(), log_ratio(log_p, log_q)), 0.0).sum(1)
+        return [kept, *(torch.where(inside, -math.inf, log_x).logsumexp(1) for log_x in (log_p, log_q))]
     if mixture.kind == "tvd":
         p, q = log_p.exp(), log_q.exp()
         sign = (p - q).sign()
@@ -102,9 +109,18 @@ def mixture_sums(log_p: Tensor, log_q: Tensor, mixture: Mixture) -> list[Tensor]
 
 
 def block_mixtures(
-    student: Tensor, teacher: Tensor, scalars: Tensor, mixtures: tuple[Mixture, ...], temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    scalars: Tensor,
+    mixtures: tuple[Mixture, ...],
+    temperature: float,
+    tops: Mapping[int, Tensor],
 ) -> list[Tensor]:
-    """`mixture_sums` of every mixture for one block of columns, each [n], from raw logits and scalars [K, n]."""
+    """`mixture_sums` of every mixture for one block of columns, each [n], from raw logits and scalars [K, n].
+
+    tops  of each k the columns that are among the teacher's k likeliest tokens, [n, v] bool
+    """
     log_q = log_probabilities(student, scalars, Scalar.STUDENT_MAX, temperature)
     log_p = log_probabilities(teacher, scalars, Scalar.TEACHER_MAX, temperature)
-    return [row for mixture in mixtures for row in mixture_sums(log_p, log_q, mixture)]
+    sums = (mixture_sums(log_p, log_q, mixture, tops.get(int(mixture.parameter))) for mixture in mixtures)
+    return [row for rows in sums for row in rows]

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from .formulas import log_mixture, log_probabilities, log_ratio, product
 from .spec import LossSpec, Scalar
-from .terms import CROSS_ENTROPY, TWO_PASS, Term
+from .terms import CROSS_ENTROPY, TOP, TWO_PASS, Term
+from .top import inside_top
 
+MIRRORED_TOP = "reverse_kl_top"  # KL(other' || own'), the student's view of forward_kl_top
 MIRRORED = {
     "forward_kl": "reverse_kl",
     "reverse_kl": "forward_kl",
@@ -28,12 +30,15 @@ MIRRORED = {
 class OwnTerm:
     """A term as one side sees it: "forward_kl" is KL(own || other), jsd's parameter is the weight of own.
 
-    sums  rows of the scalars that hold the side's first two `formulas.mixture_sums`, own first; () for one-pass terms
+    sums       rows of the scalars that hold the side's first two `formulas.mixture_sums`, own first; () for one-pass
+               terms; for the likeliest tokens and the rest: the value, the log of own rest, that of the other's
+    threshold  first row of `top.thresholds`, for the same terms
     """
 
     kind: str
     parameter: float
     sums: tuple[int, ...]
+    threshold: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ def _own_term(term: Term, name: str, spec: LossSpec) -> OwnTerm:
     if term.kind in TWO_PASS:
         first = spec.scalar_row(term)
         sums = (first, first + 1)
+    if term.kind == TOP:
+        own, other = (1, 2) if name == "teacher" else (2, 1)
+        kind = TOP if name == "teacher" else MIRRORED_TOP
+        sums = (first, first + own, first + other)
+        return OwnTerm(kind, term.parameter, sums, spec.threshold_row(term.top))
     if name == "teacher":
         return OwnTerm(term.kind, term.parameter, sums)
     if term.kind == "jsd":
@@ -102,6 +112,10 @@ def side_gradient(
             part = product(x, log_ratio(log_x, log_y)) - x * scalars[kl].unsqueeze(1)
         elif term.kind == "reverse_kl":
             part = x - y
+        elif term.kind in (TOP, MIRRORED_TOP):
+            assert other is not None
+            inside = inside_top(own if side.name == "teacher" else other, scalars, term.threshold)
+            part = _top_gradient(term, x, y, log_x, log_y, inside, scalars)
         else:
             first, second = (scalars[row].unsqueeze(1) for row in term.sums)
             part = _two_pass_gradient(term, x, y, log_x, log_y, first, second)
@@ -123,3 +137,14 @@ def _two_pass_gradient(
         return product(x, ratio) - x * (share * ratio.exp() + first - (1 - (1 - share) * second))
     ratio = log_ratio(log_y, log_mixture(log_y, log_x, share))
     return (1 - share) * x * (second - ratio.exp())
+
+
+def _top_gradient(
+    term: OwnTerm, x: Tensor, y: Tensor, log_x: Tensor, log_y: Tensor, inside: Tensor, scalars: Tensor
+) -> Tensor:
+    """Gradient [n, v] with respect to own logits / tau; inside [n, v]: the teacher's likeliest tokens (`top`)."""
+    value, own_rest, other_rest = (scalars[row].unsqueeze(1) for row in term.sums)
+    if term.kind == TOP:
+        ratio = torch.where(inside, log_ratio(log_x, log_y), log_ratio(own_rest, other_rest))
+        return product(x, ratio) - x * value
+    return x - torch.where(inside, y, (log_ratio(log_x, own_rest) + other_rest).exp())

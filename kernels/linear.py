@@ -81,7 +81,7 @@ def linear_distillation_loss(
     the products are taken in, which is autocast's dtype under autocast, else the weight's. Backward runs once per call
     (recompute: as often as the graph is kept), and may be scaled by any upstream gradient.
 
-    Collectives forward, per chunk: one all-gather of 14 fp32 numbers a token (and one of 3 for each two-pass term), and
+    Collectives forward, per chunk: one all-gather as `distillation_loss` makes (two with two-pass terms), and
     an all-reduce of [chunk, D] for each hidden state that gets a gradient, both overlapped with the products of the
     next chunk; with sequence_parallel one all-gather of each hidden state before. None backward. With recompute the
     all-reduces come in backward.
@@ -105,7 +105,7 @@ def linear_distillation_loss(
         raise ValueError(f"token_weight has shape {tuple(token_weight.shape)}, labels {tuple(labels.shape)}")
     wanted = _wanted(student_hidden, student_weight, student_bias, teacher_hidden, spec.trains_teacher)
     chunk = chunk_length(spec, ranks, student_hidden, student_weight, len(labels), memory_budget)
-    chosen = select_backend(backend, labels.device, len(labels), spec.num_columns)
+    chosen = select_backend(backend, labels.device, len(labels), spec.num_columns, (*spec.student, *spec.teacher))
     context = Context(spec, group, chosen)
     teacher_head = (None if teacher_weight is None else teacher_weight.detach(), teacher_bias)
     inputs = (student_hidden, student_weight, student_bias, teacher_hidden, teacher_head, labels.long())

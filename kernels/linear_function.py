@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from .chunks import ChunkedHeads, Wanted
 from .head import Head
 from .passes import Context, weighted_sum
-from .spec import NUM_MIXTURE_SUMS
 
 
 def _teacher_head(hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Head | None:
@@ -127,8 +126,7 @@ class GradientsRecomputed(torch.autograd.Function):
         dtype = torch.float64 if heads.student.weight.dtype == torch.float64 else torch.float32
         metrics = torch.empty(len(spec.metric_names), len(labels), dtype=dtype, device=labels.device)
         losses = torch.empty(2, len(labels), dtype=dtype, device=labels.device)
-        num_scalars = spec.num_scalars + NUM_MIXTURE_SUMS * len(spec.mixtures)
-        scalars = torch.empty(num_scalars, len(labels), dtype=dtype, device=labels.device)
+        scalars = torch.empty(spec.num_scalars, len(labels), dtype=dtype, device=labels.device)
         with torch.autocast(labels.device.type, enabled=False):
             for rows, _, values in heads.values():
                 losses[0, rows] = weighted_sum(spec.student, "student", values).to(dtype)

@@ -57,15 +57,17 @@ def distillation_loss(
     vocab_size      true size of the vocabulary; columns at and after it are padding and get no gradient. Needed with a
                     group of more than one rank
     backend         "auto" ("triton" on CUDA and ROCm devices; on a CPU "compiled" for large calls where there is a C++
-                    compiler, which costs seconds at the first call; else "eager"), or one by name
+                    compiler, which costs seconds at the first call; else "eager", and everywhere with forward_kl_top,
+                    which the others do not have), or one by name
 
     The losses are fp32 (fp64 for fp64 inputs), equal on all ranks of the group; each rank's gradient is that of its own
     columns, complete, not to be summed over the group. The arithmetic is fp32, the merge of ranks fp64.
 
     Collectives: forward one all-gather of [14, N] fp32 ([6, N] without a teacher; none where the group has one rank or
-    N = 0), and a second one of [3, N] per two-pass term if jsd, skew_forward_kl, skew_reverse_kl or tvd is among the
-    terms; backward none.
-    Saved for backward: the logits as they came, the labels, 8 numbers a token and 3 more for each two-pass term.
+    N = 0), and a second one of [3, N] per two-pass term if jsd, skew_forward_kl, skew_reverse_kl, tvd or forward_kl_top
+    is among the terms; for the last the first all-gather has 2 k more rows, k the largest. Backward none.
+    Saved for backward: the logits as they came, the labels, 8 numbers a token, 3 more for each two-pass term and 2 for
+    each k.
     Errors: ValueError for shapes, dtypes, terms, weights, vocabulary ranges and (on the CPU; elsewhere the token's
     loss is NaN) labels that do not exist; RuntimeError for a backend that cannot run here.
     Formulas: README.md in this folder.
@@ -75,11 +77,13 @@ def distillation_loss(
     check_labels(labels, spec.vocab_size)
     if token_weight is not None and token_weight.shape != labels.shape:
         raise ValueError(f"token_weight has shape {tuple(token_weight.shape)}, labels {tuple(labels.shape)}")
+    terms = (*spec.student, *spec.teacher)
+    chosen = select_backend(backend, labels.device, labels.numel(), spec.num_columns, terms)
     student_loss, teacher_loss, stacked = DistillationLoss.apply(
         student_logits,
         teacher_logits,
         labels.flatten().long(),
-        Context(spec, group, select_backend(backend, labels.device, labels.numel(), spec.num_columns)),
+        Context(spec, group, chosen),
     )
     metrics = {name: row.view(labels.shape) for name, row in zip(spec.metric_names, stacked, strict=True)}
     student_loss, teacher_loss = student_loss.view(labels.shape), teacher_loss.view(labels.shape)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .spec import NUM_MIXTURE_SUMS, LossSpec, Stat
+from .terms import TOP
+from .top import join_top
 
 
 @dataclass
@@ -86,10 +88,14 @@ def merge_statistics(stats: Tensor, spec: LossSpec) -> Merged:
 
 def merge_mixtures(sums: Tensor, spec: LossSpec) -> Merged:
     """Values of the two-pass terms from the sums of all shards, [R, 3 * mixtures, N]."""
-    total = sums.double().sum(0)
+    sums = sums.double()
+    total = sums.sum(0)
     metrics = {}
     for index, mixture in enumerate(spec.mixtures):
-        first, second = total[NUM_MIXTURE_SUMS * index], total[NUM_MIXTURE_SUMS * index + 1]
+        rows = slice(NUM_MIXTURE_SUMS * index, NUM_MIXTURE_SUMS * (index + 1))
+        if mixture.kind == TOP:
+            total[rows] = join_top(sums[:, rows])
+        first, second, _ = total[rows]
         beta = mixture.parameter
         value = {"tvd": 0.5 * first, "jsd": beta * first + (1 - beta) * second}.get(mixture.kind, first)
         metrics[mixture.name] = value

@@ -15,6 +15,7 @@ from .layout import Logits, row_views
 from .merge import merge_mixtures, merge_statistics
 from .spec import LossSpec, metric_of
 from .terms import Term
+from .top import candidates, thresholds
 
 Part = tuple[slice, Logits]
 
@@ -55,9 +56,11 @@ def as_parts(student: Tensor, teacher: Tensor | None, labels: Tensor) -> list[Pa
 
 
 def begin(student: Tensor, teacher: Tensor | None, labels: Tensor, context: Context) -> FirstPass:
-    """One pass over this shard's columns; starts the all-gather of its statistics."""
+    """One pass over this shard's columns; starts the all-gather of its statistics and of its likeliest tokens."""
     parts = as_parts(student, teacher, labels)
     local = torch.cat([context.backend.statistics(logits, context.spec) for _, logits in parts], dim=1)
+    if context.spec.tops:
+        local = torch.cat([local, torch.cat([candidates(logits, context.spec) for _, logits in parts], dim=1)])
     return FirstPass(parts, labels, start_gather(local, context.group))
 
 
@@ -65,8 +68,10 @@ def finish(first: FirstPass, context: Context) -> TokenValues:
     """Waits for the all-gather and merges; a second pass and a second all-gather where two-pass terms ask for them."""
     spec = context.spec
     stats = first.pending.wait()
-    merged = merge_statistics(stats, spec)
+    merged = merge_statistics(stats[:, : spec.num_stats], spec)
     scalars = torch.stack(merged.scalars).to(stats.dtype)
+    if spec.tops:
+        scalars = torch.cat([scalars, thresholds(stats[:, spec.num_stats :], spec)])
     metrics = merged.metrics
     if spec.mixtures:
         passes = [context.backend.mixtures(logits, scalars[:, rows], spec) for rows, logits in first.parts]

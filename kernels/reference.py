@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .terms import Objective, Term, parse_objective
+from .terms import TOP, Objective, Term, parse_objective
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -18,6 +18,16 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 def _mix(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
     return torch.logaddexp(log_a + math.log(share_of_a), log_b + math.log1p(-share_of_a))
+
+
+def _split(log_p: Tensor, top: int) -> list[int]:
+    kept = min(top, log_p.shape[-1])
+    return [kept, log_p.shape[-1] - kept]
+
+
+def _rest(log_x: Tensor) -> Tensor:
+    """The logarithm of the mass of all columns, [N, 1]; [N, 0] where there are none."""
+    return log_x.logsumexp(-1, keepdim=True) if log_x.shape[-1] else log_x
 
 
 def term_value(term: Term, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -34,6 +44,10 @@ def term_value(term: Term, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _kl(log_p, _mix(log_p, log_q, a))
     if term.kind == "skew_reverse_kl":
         return _kl(log_q, _mix(log_q, log_p, a))
+    if term.kind == TOP:
+        kept, rest = log_p.argsort(dim=-1, descending=True, stable=True).split(_split(log_p, term.top), -1)
+        coarse = (torch.cat([x.gather(-1, kept), _rest(x.gather(-1, rest))], -1) for x in (log_p, log_q))
+        return _kl(*coarse)
     assert term.kind == "tvd"
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 

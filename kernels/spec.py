@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
-from .terms import CROSS_ENTROPY, ONE_PASS, TWO_PASS, Term
+from .terms import CROSS_ENTROPY, ONE_PASS, TOP, TWO_PASS, Term
 
 
 class Stat(IntEnum):
@@ -36,7 +36,8 @@ NUM_STATS = len(Stat)
 class Scalar(IntEnum):
     """Rows of the scalars ``[len, N]`` that backward needs, equal on all ranks.
 
-    Three more rows follow for each mixture, see ``formulas.mixture_sums``.
+    Two more rows follow for each k of `LossSpec.tops`, see ``top.thresholds``, and three for each mixture, see
+    ``formulas.mixture_sums``.
     """
 
     STUDENT_MAX = 0
@@ -52,11 +53,12 @@ class Scalar(IntEnum):
 NUM_STUDENT_SCALARS = 3
 NUM_SCALARS = len(Scalar)
 NUM_MIXTURE_SUMS = 3
+NUM_THRESHOLDS = 2
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A term that needs both normalisers first: its kind and its beta or alpha."""
+    """A term that needs both normalisers first: its kind and its beta, alpha or top."""
 
     kind: str
     parameter: float
@@ -102,13 +104,28 @@ class LossSpec:
 
     @property
     def num_scalars(self) -> int:
-        """Rows of the saved scalars, those of the mixtures left out."""
-        return NUM_SCALARS if self.has_teacher else NUM_STUDENT_SCALARS
+        """Rows of the saved scalars."""
+        of_terms = NUM_THRESHOLDS * len(self.tops) + NUM_MIXTURE_SUMS * len(self.mixtures)
+        return of_terms + (NUM_SCALARS if self.has_teacher else NUM_STUDENT_SCALARS)
 
     @cached_property
     def mixtures(self) -> tuple[Mixture, ...]:
         """The distinct two-pass terms of both objectives."""
         return distinct_mixtures(self.student, self.teacher)
+
+    @cached_property
+    def tops(self) -> tuple[int, ...]:
+        """The distinct k of the terms that keep the teacher's k likeliest tokens."""
+        return tuple({int(mixture.parameter): None for mixture in self.mixtures if mixture.kind == TOP})
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of its columns a rank proposes for the likeliest of all."""
+        return min(max(self.tops, default=0), self.vocab_size)
+
+    def threshold_row(self, top: int) -> int:
+        """First of the two rows of the scalars that tell the teacher's `top` likeliest tokens from the others."""
+        return NUM_SCALARS + NUM_THRESHOLDS * self.tops.index(top)
 
     @cached_property
     def metric_names(self) -> tuple[str, ...]:
@@ -123,7 +140,8 @@ class LossSpec:
     def scalar_row(self, term: Term) -> int:
         """First row of the scalars that belongs to a mixture term."""
         keys = [(mixture.kind, mixture.parameter) for mixture in self.mixtures]
-        return NUM_SCALARS + NUM_MIXTURE_SUMS * keys.index((term.kind, term.parameter))
+        first = NUM_SCALARS + NUM_THRESHOLDS * len(self.tops)
+        return first + NUM_MIXTURE_SUMS * keys.index((term.kind, term.parameter))
 
 
 def metric_of(term: Term, side: str) -> str:

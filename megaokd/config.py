@@ -169,8 +169,8 @@ class Objective:
 
     backend: Literal["auto", "triton", "compiled", "eager"] = "auto"
     """What computes the loss. `auto`: `triton` on a GPU; on a CPU `compiled` where a micro-batch has at least a million
-    (2^20) logits and there is a C++ compiler, else `eager`. A named one that cannot run here is an error, never
-    replaced."""
+    (2^20) logits and there is a C++ compiler, else `eager`; with `forward_kl_top` always `eager`. A named one that
+    cannot run here is an error, never replaced."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

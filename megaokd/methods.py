@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 MethodName = Literal[
     "sft", "forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl", "alpha_mix",
-    "okd_lora", "okd_bottleneck", "okd_head", "pesf_kd",
+    "forward_kl_top", "okd_lora", "okd_bottleneck", "okd_head", "pesf_kd",
 ]  # fmt: skip
 
 
@@ -32,6 +32,7 @@ METHODS: dict[str, Method] = {
     "skew_forward_kl": Method({"ce": 1.0, "skew_forward_kl(0.1)": 1.0}),
     "skew_reverse_kl": Method({"ce": 1.0, "skew_reverse_kl(0.1)": 1.0}),
     "alpha_mix": Method({"ce": 1.0, "forward_kl": 0.5, "reverse_kl": 0.5}),
+    "forward_kl_top": Method({"ce": 1.0, "forward_kl_top(50)": 1.0}),
     "okd_lora": Method({"ce": 1.0, "forward_kl": 1.0}, "lora", _OKD),
     "okd_bottleneck": Method({"ce": 1.0, "forward_kl": 1.0}, "bottleneck", _OKD),
     "okd_head": Method({"ce": 1.0, "forward_kl": 1.0}, "head", _OKD),

@@ -61,7 +61,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     has_teacher = config.teacher.path is not None
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
-    check_backend(config.objective.backend, mesh.device)
+    check_backend(config.objective.backend, mesh.device, terms)
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)

@@ -22,7 +22,7 @@ from megaokd.models.decoder import Decoder
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
 from megaokd.precision import Precision, autocast
-from megaokd.terms import ANCHOR, split_term
+from megaokd.terms import ANCHOR, WITH_COUNT, split_term
 
 DRIFT_METRICS = ("teacher_drift", "original_teacher_ce")
 """KL(p_phi || p_0) and the cross-entropy of p_0."""
@@ -69,13 +69,15 @@ def _term(name: str, weight: float) -> Term:
     kind, option = split_term(name)
     if option is None:
         return Term(kind, weight)
+    if kind in WITH_COUNT:
+        return Term(kind, weight, top=int(option))
     return Term(kind, weight, beta=option) if kind == "jsd" else Term(kind, weight, alpha=option)
 
 
-def check_backend(backend: str, device: torch.device) -> None:
+def check_backend(backend: str, device: torch.device, terms: Terms) -> None:
     """A user's mistake where the kernels of that name cannot run on the device, told before anything is built."""
     try:
-        select_backend(backend, device, 0, 0)
+        select_backend(backend, device, 0, 0, (*terms.student, *terms.teacher))
     except RuntimeError as error:
         raise UserError(f"objective.backend: {error}") from error
 

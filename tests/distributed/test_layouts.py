@@ -87,7 +87,10 @@ SETUPS: dict[str, tuple[Sections, dict[str, Layout]]] = {
     "lora_some": (
         {
             "teacher": {"online": {"rank": 3, "alpha": 6.0, "layers": 1, "targets": ["q_proj", "v_proj", "down_proj"]}},
-            "objective": {"student": {"skew_forward_kl(0.2)": 1.0, "tvd": 0.5}, "teacher": {"ce": 1.0, "tvd": 0.3}},
+            "objective": {
+                "student": {"skew_forward_kl(0.2)": 1.0, "tvd": 0.5, "forward_kl_top(5)": 0.5},
+                "teacher": {"ce": 1.0, "tvd": 0.3, "forward_kl_top(20)": 0.2},
+            },
             "optimizer": optimizer(student_clip=0.3, online_clip=0.1),
         },
         {"lora_some_tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, {})},

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from megaokd.distill.objective import check_backend
+from megaokd.distill.objective import Terms, check_backend
 from megaokd.errors import UserError
-from megaokd.kernels import backends, compiled, eager
+from megaokd.kernels import Term, backends, compiled, eager
 
 CPU = torch.device("cpu")
 
@@ -42,4 +42,17 @@ def test_unknown_names_are_refused() -> None:
 
 def test_a_run_names_the_key_of_a_backend_that_cannot_run() -> None:
     with pytest.raises(UserError, match=r"objective\.backend: backend 'triton' is not available on cpu"):
-        check_backend("triton", CPU)
+        check_backend("triton", CPU, Terms((Term("ce", 1.0),), (), temperature=1.0))
+
+
+def test_the_likeliest_tokens_are_for_eager_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a GPU, and at a weight of 0; a backend that is named is refused, not replaced."""
+    monkeypatch.setattr(compiled, "is_available", lambda device: True)
+    terms = (Term("ce", 1.0), Term("forward_kl_top", 0.0))
+    for device in (CPU, torch.device("cuda")):
+        assert backends.select_backend("auto", device, 1024, 32000, terms) is eager
+        for name in ("compiled", "triton"):
+            with pytest.raises(RuntimeError, match=f"{name}' has no forward_kl_top; use 'eager' or 'auto'"):
+                backends.select_backend(name, device, 1024, 32000, terms)
+    with pytest.raises(UserError, match=r"objective\.backend: .*forward_kl_top"):
+        check_backend("compiled", CPU, Terms(terms, (), temperature=1.0))

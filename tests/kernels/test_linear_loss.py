@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from loss_cases import MIXES, assert_near
+from loss_cases import EAGER_MIXES, assert_near
 from torch import Tensor
 
 from megaokd.kernels import DistillationOutput, distillation_loss, linear_distillation_loss
@@ -55,8 +55,8 @@ def fused(heads: Heads, mix: str, **options: object) -> DistillationOutput:
         heads.teacher_hidden,
         heads.teacher_weight,
         heads.labels,
-        student=MIXES[mix][0],
-        teacher=MIXES[mix][1],
+        student=EAGER_MIXES[mix][0],
+        teacher=EAGER_MIXES[mix][1],
         token_weight=heads.token_weight,
         student_bias=heads.student_bias,
         **options,  # type: ignore[arg-type]
@@ -68,8 +68,8 @@ def unfused(heads: Heads, mix: str, temperature: float = 1.0) -> DistillationOut
         torch.nn.functional.linear(heads.student_hidden, heads.student_weight, heads.student_bias),
         torch.nn.functional.linear(heads.teacher_hidden, heads.teacher_weight),
         heads.labels,
-        student=MIXES[mix][0],
-        teacher=MIXES[mix][1],
+        student=EAGER_MIXES[mix][0],
+        teacher=EAGER_MIXES[mix][1],
         temperature=temperature,
         token_weight=heads.token_weight,
     )

@@ -13,6 +13,7 @@ from megaokd.kernels.merge import merge_statistics
 from megaokd.kernels.spec import LossSpec
 
 TERMS = [Term("ce", 0.3), Term("forward_kl", 1.0), Term("jsd", 1.0), Term("skew_reverse_kl", 1.0), Term("tvd", 1.0)]
+TERMS += [Term("forward_kl_top", 1.0, top=5), Term("forward_kl_top", 1.0, top=1)]
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 61))
 scales = st.sampled_from([0.01, 1.0, 30.0])
@@ -29,8 +30,22 @@ def loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> 
 def test_divergences_are_not_negative(size: tuple[int, int], scale: float, seed: int) -> None:
     example = make_example(*size, seed=seed, scale=scale)
     out = loss(example.student.float(), example.teacher.float(), example.labels)
-    for name in ("forward_kl", "reverse_kl", "jsd", "skew_reverse_kl", "tvd"):
+    for name in ("forward_kl", "reverse_kl", "jsd", "skew_reverse_kl", "tvd", "forward_kl_top(5)", "forward_kl_top(1)"):
         assert bool((out.metrics[name] >= -1e-6 * (1 + scale)).all()), name
+
+
+@few
+@given(sizes, scales, seeds)
+def test_coarser_distributions_are_closer(size: tuple[int, int], scale: float, seed: int) -> None:
+    """Data processing: KL grows with the number of tokens that are told apart, up to that of all of them."""
+    example = make_example(*size, seed=seed, scale=scale)
+    tops = [Term("forward_kl_top", 1.0, top=top) for top in (1, 2, 5, 20, 61, 100)]
+    out = distillation_loss(example.student, example.teacher, example.labels, student=tops)
+    values = torch.stack([out.metrics[term.name] for term in tops])
+    slack = 1e-13 * (1 + float(values.abs().max()))
+    assert bool((values >= -slack).all())
+    assert bool((values.diff(dim=0) >= -slack).all())
+    assert_near(values[-1], out.metrics["forward_kl"], 1e-13)
 
 
 @few

@@ -5,12 +5,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.distributed as dist
-from loss_cases import MIXES, Expected, assert_expected, assert_near, backward, expect, make_example, mixed_loss
+from loss_cases import EAGER_MIXES, Expected, assert_expected, assert_near, backward, expect, make_example, mixed_loss
 from sharded_worker import BOUNDS, VOCAB, CountedCollectives, launch, shard_of
 
-from megaokd.kernels import distillation_loss, linear_distillation_loss
+from megaokd.kernels import Term, distillation_loss, linear_distillation_loss
+from megaokd.kernels.reference import reference_loss
 
-TWO_PASS = {"jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "everything"}
+TWO_PASS = {"jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "everything", "top", "top_joint"}
 
 
 def check_sharded(
@@ -53,7 +54,7 @@ def check_sharded(
 
 def every_mix(group: dist.ProcessGroup) -> None:
     for bounds in BOUNDS[group.size()]:
-        for mix in MIXES:
+        for mix in EAGER_MIXES:
             for temperature in (1.0, 2.0):
                 check_sharded(mix, temperature, bounds, group, dtype=torch.float64, tolerance=1e-13)
             check_sharded(mix, 1.0, bounds, group, dtype=torch.float32, tolerance=3e-6)
@@ -67,7 +68,7 @@ def ranks_agree(group: dist.ProcessGroup) -> None:
         example.student[:, columns],
         example.teacher[:, columns],
         example.labels,
-        student=MIXES["everything"][0],
+        student=EAGER_MIXES["everything"][0],
         group=group,
         vocab_start=columns.start,
         vocab_size=VOCAB,
@@ -76,7 +77,7 @@ def ranks_agree(group: dist.ProcessGroup) -> None:
     everyone = torch.empty(group.size(), *mine.shape, dtype=mine.dtype)
     dist.all_gather(list(everyone.unbind(0)), mine, group=group)
     assert all(torch.equal(other, mine) for other in everyone)
-    whole = distillation_loss(example.student, example.teacher, example.labels, student=MIXES["everything"][0])
+    whole = distillation_loss(example.student, example.teacher, example.labels, student=EAGER_MIXES["everything"][0])
     for name, value in whole.metrics.items():
         assert_near(out.metrics[name], value, 1e-13)
 
@@ -96,6 +97,24 @@ def tie_across_ranks(group: dist.ProcessGroup) -> None:
         vocab_size=group.size(),
     )
     assert out.metrics["top1_agreement"].item() == 1.0
+
+
+def ties_of_the_likeliest(group: dist.ProcessGroup) -> None:
+    """Of equal logits the smallest ids are in the set, wherever they lie; tokens of -inf come last."""
+    example = make_example(6, VOCAB, ignored=())
+    example.teacher = example.teacher.round()  # a dozen values for all tokens
+    example.teacher[-1, 3:] = -torch.inf
+    options = {"student": [Term("ce", 1.0)] + [Term("forward_kl_top", 1.0, top=top) for top in (1, 9, 30, VOCAB, 500)]}
+    leaf = example.student.clone().requires_grad_()
+    expected, _ = reference_loss(leaf, example.teacher, example.labels, **options)
+    (exact,) = torch.autograd.grad(expected.sum(), leaf)
+    for bounds in BOUNDS[group.size()]:
+        columns = shard_of(bounds, group.rank())
+        student = example.student[:, columns].clone().requires_grad_()
+        shard = {"group": group, "vocab_start": columns.start, "vocab_size": VOCAB}
+        out = distillation_loss(student, example.teacher[:, columns], example.labels, **options, **shard)
+        assert_near(out.student_loss, expected, 1e-13)
+        assert_near(torch.autograd.grad(out.student_loss.sum(), student)[0], exact[:, columns], 1e-13)
 
 
 def padding_differs(group: dist.ProcessGroup) -> None:
@@ -143,7 +162,7 @@ def vocab_size_is_needed(group: dist.ProcessGroup) -> None:
 def fused(group: dist.ProcessGroup) -> None:
     """The fused form: this rank's rows of the head's gradient, the whole gradient of hidden states, collectives."""
     for bounds in BOUNDS[group.size()]:
-        for mix in ("joint", "everything"):
+        for mix in ("joint", "everything", "top_joint"):
             for recompute in (False, True):
                 for sequence_parallel in (False, True):
                     check_fused(mix, bounds, group, recompute, sequence_parallel)
@@ -158,7 +177,7 @@ def check_fused(
     labels = torch.randint(0, VOCAB, (8,), generator=generator)
     labels[2] = -100
     weight = torch.rand(8, generator=generator, dtype=torch.float64)
-    terms = {"student": MIXES[mix][0], "teacher": MIXES[mix][1]}
+    terms = {"student": EAGER_MIXES[mix][0], "teacher": EAGER_MIXES[mix][1]}
     whole = distillation_loss(full[0] @ full[1].t(), full[2] @ full[3].t(), labels, token_weight=weight, **terms)
     exact = torch.autograd.grad(2 * whole.student_loss.sum() + 3 * whole.teacher_loss.sum(), full[:3])
     columns = shard_of(bounds, group.rank())
@@ -206,7 +225,16 @@ def check_fused_calls(
         assert (forward, backward) == ({"allgather_": gathers} | reductions, {})
 
 
-CASES = [every_mix, ranks_agree, tie_across_ranks, padding_differs, no_tokens, vocab_size_is_needed, fused]
+CASES = [
+    every_mix,
+    ranks_agree,
+    tie_across_ranks,
+    ties_of_the_likeliest,
+    padding_differs,
+    no_tokens,
+    vocab_size_is_needed,
+    fused,
+]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -204,8 +204,9 @@ def linear_shapes(dims: Dims) -> dict[str, tuple[int, int]]:
 class Objective:
     """Weights of the terms of both losses.
 
-    Terms: ce, forward_kl, reverse_kl, tvd, jsd(BETA), skew_forward_kl(ALPHA), skew_reverse_kl(ALPHA) and, of the
-    teacher alone, anchor: KL(p || original p) at temperature 1. Without parentheses beta is 0.5, alpha 0.1.
+    Terms: ce, forward_kl, reverse_kl, tvd, jsd(BETA), skew_forward_kl(ALPHA), skew_reverse_kl(ALPHA),
+    forward_kl_top(K) and, of the teacher alone, anchor: KL(p || original p) at temperature 1. Without parentheses beta
+    is 0.5, alpha 0.1, K 50.
     """
 
     student: Mapping[str, float] = field(default_factory=lambda: {"ce": 1.0, "forward_kl": 1.0})
@@ -216,7 +217,7 @@ class Objective:
 def divergence(term: str, teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """tau^2 D(p, q) [N] of logits [N, V], differentiable in both; forward_kl is KL(teacher || student)."""
     kind, _, option = term.rstrip(")").partition("(")
-    share = float(option) if option else (0.5 if kind == "jsd" else 0.1)
+    share = float(option) if option else {"jsd": 0.5, "forward_kl_top": 50}.get(kind, 0.1)
     lp = (teacher_logits / temperature).log_softmax(-1)
     lq = (student_logits / temperature).log_softmax(-1)
     if kind == "forward_kl":
@@ -230,11 +231,20 @@ def divergence(term: str, teacher_logits: Tensor, student_logits: Tensor, temper
         value = kl(lp, mixed(share, lp, lq))
     elif kind == "skew_reverse_kl":
         value = kl(lq, mixed(share, lq, lp))
+    elif kind == "forward_kl_top":
+        value = kl(*coarse(lp, lq, int(share)))
     elif kind == "tvd":
         value = 0.5 * (lp.exp() - lq.exp()).abs().sum(-1)
     else:
         raise ValueError(f"unknown term {term!r}")
     return temperature**2 * value
+
+
+def coarse(lp: Tensor, lq: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Both [N, top + 1]: the likeliest tokens of p, and the logarithm of the sum of all others."""
+    likely, others = lp.detach().argsort(dim=-1, descending=True, stable=True).split([top, lp.shape[-1] - top], -1)
+    p, q = (torch.cat([x.gather(-1, likely), x.gather(-1, others).logsumexp(-1, keepdim=True)], -1) for x in (lp, lq))
+    return p, q
 
 
 def mixed(share: float, first: Tensor, second: Tensor) -> Tensor:

@@ -50,11 +50,13 @@ def test_an_option_of_a_term_may_hold_a_point(file: Path) -> None:
 
 
 def test_terms_are_those_of_the_loss() -> None:
-    assert {*terms.PLAIN, *terms.WITH_OPTION} == set(KINDS)
+    assert {*terms.PLAIN, *terms.WITH_OPTION, *terms.WITH_COUNT} == set(KINDS)
     for name in terms.WITH_OPTION:
         assert Terms.from_config(Objective(student={f"{name}(0.3)": 1.0}), has_teacher=True, online=False).student == (
             Term(name, 1.0, **{"beta" if name == "jsd" else "alpha": 0.3}),
         )
+    top = Terms.from_config(Objective(student={"forward_kl_top(7)": 1.0}), has_teacher=True, online=False)
+    assert top.student == (Term("forward_kl_top", 1.0, top=7),)
 
 
 @pytest.mark.parametrize("teacher", [{}, {"ce": 0.0}, {"anchor": 1.0}])

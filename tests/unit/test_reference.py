@@ -208,6 +208,12 @@ def closed_form(term: str, t: Tensor, s: Tensor, beta: float) -> tuple[Tensor, T
         value = 0.5 * (p - q).abs().sum(-1, keepdim=True)
         dt, ds = (0.5 * own * (g - (own * g).sum(-1, keepdim=True)) for own in (p, q))
         return value, dt, -ds
+    if term == "top":
+        inside = t >= t.topk(4).values[..., -1:]
+        p0, q0 = ((x * ~inside).sum(-1, keepdim=True) for x in (p, q))
+        ratio = torch.where(inside, lp - lq, (p0 / q0).log())
+        value = (p * ratio).sum(-1, keepdim=True)
+        return value, p * (ratio - value), q - torch.where(inside, p, q * p0 / q0)
     if term.startswith("skew"):
         own, other = (p, q) if term == "skew_forward_kl" else (q, p)
         m = beta * own + (1 - beta) * other
@@ -230,10 +236,12 @@ def random_logits(seed: int = 0, tokens: int = 7) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.5])
-@pytest.mark.parametrize("term", ["forward_kl", "reverse_kl", "tvd", "jsd", "skew_forward_kl", "skew_reverse_kl"])
+@pytest.mark.parametrize(
+    "term", ["forward_kl", "reverse_kl", "tvd", "jsd", "skew_forward_kl", "skew_reverse_kl", "top"]
+)
 def test_divergences_equal_closed_forms(term: str, tau: float) -> None:
     t, s = random_logits()
-    named = f"{term}(0.3)" if term.startswith(("jsd", "skew")) else term
+    named = {"jsd": "jsd(0.3)", "top": "forward_kl_top(4)"}.get(term, f"{term}(0.3)" if "skew" in term else term)
     value = divergence(named, t, s, tau)
     dt, ds = torch.autograd.grad(value.sum(), (t, s))
     expected, expected_dt, expected_ds = closed_form(term, t.detach() / tau, s.detach() / tau, beta=0.3)
