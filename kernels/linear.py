@@ -22,16 +22,21 @@ GPU_BUDGET = 1 << 30
 def chunk_length(
     spec: LossSpec, ranks: int, hidden: Tensor, weight: Tensor, num_tokens: int, budget: int | None
 ) -> int:
-    """Tokens whose logits fit the budget in bytes, at least one; a multiple of 32 where that many fit.
-
-    Counted for an even split of the vocabulary, so that every rank makes the same chunks whatever its own share.
-    """
+    """`chunk_tokens` of a call; no budget: the device's."""
     device = hidden.device.type
     if budget is None:
         budget = CPU_BUDGET if device == "cpu" else GPU_BUDGET
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    num_buffers = min(2, ranks) * (2 if spec.has_teacher else 1)
-    fitting = budget // (num_buffers * -(-spec.vocab_size // ranks) * dtype.itemsize)
+    return chunk_tokens(spec.vocab_size, ranks, num_tokens, dtype.itemsize, budget, has_teacher=spec.has_teacher)
+
+
+def chunk_tokens(vocab_size: int, ranks: int, num_tokens: int, itemsize: int, budget: int, *, has_teacher: bool) -> int:
+    """Tokens whose logits fit the budget in bytes, at least one; a multiple of 32 where that many fit.
+
+    Counted for an even split of the vocabulary, so that every rank makes the same chunks whatever its own share.
+    """
+    num_buffers = min(2, ranks) * (2 if has_teacher else 1)
+    fitting = budget // (num_buffers * -(-vocab_size // ranks) * itemsize)
     aligned = fitting // 32 * 32 if fitting >= 32 else max(1, fitting)
     return max(1, min(aligned, num_tokens))
 

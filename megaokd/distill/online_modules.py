@@ -45,6 +45,16 @@ def attach_online_modules(teacher: Decoder, options: OnlineModules, *, seed: int
     """Put modules on this stage's part of the teacher, initialised independently of the layout.
 
     Raises:
+        UserError: see `place_online_modules`.
+    """
+    place_online_modules(teacher, options)
+    _initialize(teacher, seed)
+
+
+def place_online_modules(teacher: Decoder, options: OnlineModules) -> None:
+    """Put modules there without setting their weights, also on the meta device.
+
+    Raises:
         UserError: more layers than there are, or linear layers that this teacher does not have.
     """
     first = first_online_layer(options, teacher.arch.num_layers)
@@ -60,7 +70,6 @@ def attach_online_modules(teacher: Decoder, options: OnlineModules, *, seed: int
         case "head":
             if teacher.norm is not None:
                 teacher.online = _bottleneck(teacher, options)
-    _initialize(teacher, seed)
 
 
 def _bottleneck(teacher: Decoder, options: OnlineModules) -> Bottleneck:

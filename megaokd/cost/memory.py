@@ -1,0 +1,156 @@
+"""What a rank holds: of both models, of the optimizer, of activations, and of the loss. Bytes.
+
+Exact, by construction of the models and of the optimizer (n trained elements of a rank, d replicas):
+
+    teacher       2 or 4 a frozen element, `teacher.dtype`
+    weights       4 n: the student's and the modules', fp32 in either precision
+    gradients     4 n, from the first micro-batch's backward to the reduction, with ZeRO-1 and ZeRO-2 alike
+    optimizer     12 n / d: master weights and two moments
+
+Counted operation by operation (`layer_tape`): what a micro-batch keeps for backward, times the passes in flight. The
+rest follows from reading the code, and is not measured:
+
+    loss          heads of T loss tokens, with V rows of the head on a rank, D hidden size of a model, p bytes a product
+                  fused     logits of a chunk (a budget of 1 GiB on a GPU), p T D gradients, 4 V D of the student's head
+                  not       p T V logits of each model and as much for the gradient of each that learns, and 4 V D
+    buffers       of the pipeline: room for every micro-batch's hidden states and gradients
+    reduction     DeepSpeed's bucket, twice, and three times the owned share of the gradients in the update
+"""
+
+from dataclasses import dataclass
+
+from megaokd.cost.communication import FP32, bucket_size, held_on, slots
+from megaokd.cost.layer_tape import LayerCost
+from megaokd.cost.part_cost import part_cost
+from megaokd.cost.setting import Setting
+from megaokd.kernels.linear import chunk_tokens
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank of a pipeline stage; tensor- and data-parallel ranks hold as much as one another."""
+
+    teacher: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """All passes in flight, and what recomputation keeps of one layer once more."""
+    loss: int
+    buffers: int
+    reduction: int
+
+    @property
+    def peak(self) -> int:
+        """The larger of the two moments: backward of a micro-batch, or reduction and update after the last."""
+        backward = self.activations + self.loss
+        return (
+            self.teacher + self.weights + self.gradients + self.optimizer + self.buffers + max(backward, self.reduction)
+        )
+
+
+def rank_memory(setting: Setting, pipeline_rank: int) -> RankMemory:
+    """Memory of a rank of this pipeline stage."""
+    student, teacher = held_on(setting, pipeline_rank)
+    trained = student.trained + teacher.trained
+    stored = 2 if setting.config.teacher.dtype == "bfloat16" else FP32
+    owned = -(-trained // setting.data_parallel)
+    bucket = bucket_size(setting)
+    is_last = setting.config.parallel.num_stages - 1 in setting.own_stages(pipeline_rank)
+    return RankMemory(
+        teacher=teacher.frozen * stored,
+        weights=trained * FP32,
+        gradients=trained * FP32,
+        optimizer=3 * owned * FP32,
+        activations=_activations(setting, pipeline_rank),
+        loss=loss_memory(setting, fused=setting.config.objective.fused) if is_last else 0,
+        buffers=_pipeline_buffers(setting, pipeline_rank),
+        reduction=FP32 * (bucket + min(bucket, trained) + 3 * owned),
+    )
+
+
+def largest_rank(setting: Setting) -> tuple[int, RankMemory]:
+    """The pipeline rank that needs most, and what it holds."""
+    ranks = [(rank, rank_memory(setting, rank)) for rank in range(setting.config.parallel.pipeline)]
+    return max(ranks, key=lambda found: found[1].peak)
+
+
+def stage_cost(setting: Setting, stage: int, *, recompute: bool) -> LayerCost:
+    """One pass of a micro-batch through both models on a stage."""
+    parts = (setting.students[stage], setting.teachers[stage])
+    costs = [part_cost(part, setting.shape(part), recompute=recompute) for part in parts if part is not None]
+    return sum(costs[1:], costs[0])
+
+
+def in_flight(setting: Setting, pipeline_rank: int) -> int:
+    """Passes through a stage of this rank that wait for their backward at the same time, at most.
+
+    1F1B: one for each stage from this one to the last. Interleaved, v stages a rank: (v - 1) rounds of P micro-batches
+    and two for each rank behind this one are begun before the first backward, one more with it.
+    """
+    parallel, count = setting.config.parallel, setting.micro_batches
+    behind = parallel.pipeline - 1 - pipeline_rank
+    if parallel.schedule == "1f1b":
+        return min(count, behind + 1)
+    a_round = count // max(1, count // parallel.pipeline)
+    begun = (parallel.virtual_stages - 1) * a_round + 2 * behind
+    return min(count * parallel.virtual_stages, begun + 1)
+
+
+def _activations(setting: Setting, pipeline_rank: int) -> int:
+    stages = setting.own_stages(pipeline_rank)
+    recompute, last = setting.config.parallel.recompute, setting.config.parallel.num_stages - 1
+    costs = [stage_cost(setting, stage, recompute=recompute) for stage in stages]
+    sent = sum(sum(slots(setting, stage)) for stage in stages if stage < last)
+    passes = in_flight(setting, pipeline_rank)
+    return -(-passes * (sum(cost.kept for cost in costs) + sent) // len(stages)) + max(cost.again for cost in costs)
+
+
+def _pipeline_buffers(setting: Setting, pipeline_rank: int) -> int:
+    """Receive buffers of every micro-batch, those left out whose content the activations count."""
+    total = 0
+    last = setting.config.parallel.num_stages - 1
+    stages = setting.own_stages(pipeline_rank)
+    waiting = setting.micro_batches - in_flight(setting, pipeline_rank) // len(stages)
+    for stage in stages:
+        if stage > 0:
+            total += max(0, waiting) * sum(slots(setting, stage - 1))
+        if stage < last:
+            total += setting.micro_batches * sum(slots(setting, stage, gradients=True))
+    return total
+
+
+def loss_memory(setting: Setting, *, fused: bool) -> int:
+    """One micro-batch's loss on a rank of the last stage, from the final hidden states to their gradients."""
+    tokens, rows = setting.loss_tokens, setting.vocab.rows
+    product = 2 if setting.config.train.precision == "bf16" else FP32
+    models = [arch for arch in (setting.student, setting.teacher) if arch is not None]
+    learning = [setting.student, *([setting.teacher] if setting.has_modules and setting.teacher is not None else [])]
+    widths = sum(arch.hidden_size for arch in models)
+    total = tokens * widths * FP32 + rows * setting.student.hidden_size * FP32
+    if setting.tp.sequence_parallel:
+        total += setting.config.train.micro_batch * setting.width * widths * FP32
+    if product != FP32:  # copies for the products: of hidden states, and of heads that are stored in fp32
+        total += tokens * widths * product + rows * setting.student.hidden_size * product
+        if setting.teacher is not None and setting.config.teacher.dtype == "float32":
+            total += rows * setting.teacher.hidden_size * product
+    total += tokens * sum(arch.hidden_size for arch in learning) * product
+    if not fused:
+        return total + tokens * rows * product * (len(models) + len(learning))
+    return total + _chunk_bytes(setting, product, len(models))
+
+
+def _chunk_bytes(setting: Setting, product: int, models: int) -> int:
+    """Logits of a chunk, of two where a group's all-gather is overlapped."""
+    ranks = setting.tp.size
+    chunk = chunk_tokens(
+        setting.vocab_size, ranks, setting.loss_tokens, product, setting.logit_budget, has_teacher=models > 1
+    )
+    return min(2, ranks) * models * chunk * setting.vocab.rows * product
+
+
+def trunk_bytes(setting: Setting, positions: int) -> int:
+    """Size on disk of a trunk cache of so many positions, whether or not the run has one: a row of D numbers each."""
+    assert setting.teacher is not None
+    cache = setting.config.teacher.cache
+    return positions * setting.teacher.hidden_size * (2 if cache is not None and cache.dtype == "bfloat16" else 4)

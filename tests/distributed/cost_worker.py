@@ -1,0 +1,113 @@
+"""Takes two steps in each layout and records, on every rank, what the second sent and what memory holds.
+
+Usage: torchrun ... cost_worker.py CASES.json OUTPUT.json, with CASES = {name: configuration}.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.autograd.graph import saved_tensors_hooks
+
+from megaokd.config_file import parse_config
+from megaokd.data.batches import IGNORE, Batch
+from megaokd.mesh import ParallelMesh, build_mesh, start_distributed
+from megaokd.models.decoder import Decoder
+from megaokd.precision import Precision, autocast
+from megaokd.run import Run, build_run
+from tests.distributed.collectives import RecordedTraffic
+from tests.distributed.live_tensors import Storages, storages_of
+
+
+def main() -> None:
+    cases, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    device = start_distributed(timeout_s=120)
+    found = {}
+    for name, values in cases.items():
+        config = parse_config(values)
+        run = build_run(config, build_mesh(config.parallel, device))
+        run.step(0, run.train_batches.batch(0))
+        batch = run.train_batches.batch(1)
+        with RecordedTraffic(group_names(run.mesh)) as traffic:
+            run.step(1, batch)
+        own = {
+            "place": [run.mesh.pipeline.rank, run.mesh.data.rank, run.mesh.tensor.rank],
+            "width": batch.tokens.shape[-1],
+            "loss_tokens": [(labels != IGNORE).sum().item() for labels in batch.labels],
+            "traffic": [[*key, calls, traffic.bytes[key]] for key, calls in sorted(traffic.calls.items())],
+            **held(run),
+            "kept": kept(run),
+        }
+        everywhere: list[Any] = [None] * run.mesh.world_size
+        dist.all_gather_object(everywhere, own)
+        found[name] = everywhere
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def group_names(mesh: ParallelMesh) -> dict[str, str]:
+    """torch's name of a group -> ours; an axis that spans the world may be the world's own group."""
+    assert dist.group.WORLD is not None
+    axes = {"tensor": mesh.tensor.group, "data": mesh.data.group, "pipeline": mesh.pipeline.group}
+    named = {group.group_name: name for name, group in axes.items()}
+    if mesh.ends is not None:
+        named[mesh.ends.group_name] = "ends"
+    return {dist.group.WORLD.group_name: "world"} | named
+
+
+def held(run: Run) -> dict[str, int]:
+    """Bytes of frozen and of trained weights, of the gradients before they are reduced, of the optimizer's state."""
+    frozen = [p for part in run.models.teachers for p in part.parameters() if not p.requires_grad]
+    trained = [item.parameter for item in run.engine.parameters]
+    optimizer = run.engine.zero_optimizer
+    state = [value for values in optimizer.optimizer.state.values() for value in values.values()]
+    state += optimizer.single_partition_of_fp32_groups
+    return {
+        "frozen": total(storages_of(*frozen)),
+        "trained": total(storages_of(*trained, *optimizer.bit16_groups_flat)),
+        "optimizer": total(storages_of(*state)),
+    }
+
+
+def kept(run: Run) -> dict[str, int]:
+    """Bytes that both models of this rank's stages keep for backward, of one micro-batch."""
+    sums = {"student": 0, "teacher": 0}
+    batch = run.train_batches.batch(1)
+    for position, stage in enumerate(run.models.stages):
+        index = run.mesh.pipeline.rank + position * run.mesh.pipeline.size
+        for name, model, slot in (("student", stage.student, 0), ("teacher", stage.teacher, 1)):
+            if model is not None:
+                grad = index > 0 and index > run.models.slots[slot].grad_from_stage
+                sums[name] += kept_by(model, batch, index, stage.precision, grad)
+    return sums
+
+
+def kept_by(model: Decoder, batch: Batch, stage: int, precision: Precision, grad: bool) -> int:
+    tokens = inputs = batch.tokens[0].clone()  # without the other micro-batches' storage
+    places = batch.positions[0].clone() if batch.positions is not None else None
+    if stage:
+        examples, sequence = tokens.shape
+        local = sequence // model.tp.size if model.tp.sequence_parallel else sequence
+        inputs = torch.zeros(examples, local, model.arch.hidden_size, requires_grad=grad)
+    storages: Storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages.update(storages_of(tensor))
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(precision, inputs.device):
+        model(inputs, places)
+    weights = storages_of(*model.parameters())
+    return total({address: storage for address, storage in storages.items() if address not in weights})
+
+
+def total(storages: Storages) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+if __name__ == "__main__":
+    main()
