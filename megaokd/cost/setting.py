@@ -7,6 +7,7 @@ from megaokd.config import Config
 from megaokd.cost.layer_tape import Shape
 from megaokd.cost.parts import Part
 from megaokd.distill.objective import Terms
+from megaokd.errors import UserError
 from megaokd.mesh import data_parallel_size
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.parallel.region import TensorParallel
@@ -31,6 +32,14 @@ class Setting:
     """Positions of a micro-batch whose label carries loss."""
     logit_budget: int
     """Bytes of logits at a time, of both models together: `kernels.linear.GPU_BUDGET` or `CPU_BUDGET`."""
+
+    def __post_init__(self) -> None:
+        parallel = self.config.parallel
+        if parallel.student_ranks != parallel.tensor:
+            raise UserError(
+                f"parallel.student_tensor={parallel.student_tensor}: the cost of a student that is split less than its "
+                "teacher is not predicted yet; leave it at auto to plan"
+            )
 
     @cached_property
     def data_parallel(self) -> int:
