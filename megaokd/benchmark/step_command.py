@@ -1,10 +1,12 @@
 """`megaokd benchmark step`: a training step, its parts and its memory, beside the same step by other means.
 
-One thread a process on a CPU. The page keeps the newest comparison of each pair of models, so two calls with different
---vocab make one page.
+One thread a process on a CPU, where large allocations cost a tenth of a step and more unless THP_MEM_ALLOC_ENABLE=1 is
+in the environment; the report states it, and it holds for all rows. The page keeps the newest comparison of each pair
+of models, so two calls with different --vocab make one page.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
@@ -34,6 +36,10 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.evaluation.environment import describe_environment
 
     check_system()
+    settings = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
+    prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
+    allocator = f"THP_MEM_ALLOC_ENABLE={settings}, the same for all rows"
+    about = {"peers": _versions(), "threads": "1", "allocator": allocator}
     torch.set_num_threads(1)
     pair = Pair(
         teacher=ModelSize(*options.teacher),
@@ -51,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
         compare_values(found)
         comparison = {
             "vocab": pair.vocab,
-            "command": f"megaokd benchmark step {shlex.join(argv)}",
-            "environment": describe_environment() | {"peers": _versions(), "threads": "1"},
+            "command": f"{prefix}megaokd benchmark step {shlex.join(argv)}",
+            "environment": describe_environment() | about,
             **summarize(world, variants, found, peaks),
         }
     print(write_report(Path(options.output), comparison))
@@ -81,7 +87,7 @@ def _measure(found: "list[Contender]", repetitions: int) -> list[float]:
                 worker.finish()
             print(f"measured: repetition {step} of {repetitions}", file=sys.stderr, flush=True)
         for worker in workers:
-            worker.contender.peak_bytes = worker.peak_bytes()
+            worker.measure_memory(repetitions + 1)
     return peaks
 
 

@@ -21,7 +21,7 @@ def contender(name: str, *losses: float, seconds: float = 1.0) -> Contender:
     steps = [
         Measured(seconds, {"student_loss": loss, "forward_kl": 0.5, "norm of student": 2.0}, {}) for loss in losses
     ]
-    return Contender(name, "module:name", {}, steps=steps, peak_bytes=100)
+    return Contender(name, "module:name", {}, steps=steps)
 
 
 def test_who_disagrees_is_refused() -> None:
@@ -39,7 +39,7 @@ def test_who_disagrees_is_refused() -> None:
 
 def test_targets() -> None:
     def row(median: float, flops: int, data: float = 0.0) -> dict[str, Any]:
-        return {"median": median, "flops": flops, "peak_bytes": 100, "phases": {"data": data}}
+        return {"median": median, "flops": flops, "tensor_bytes": 100, "process_bytes": 100, "phases": {"data": data}}
 
     rows = {PLAIN: row(2.0, 100), EIGHTH: row(2.4, 120, data=0.024), CACHED: row(1.1, 40), TRL: {"refused": "no"}}
     found = {one["text"]: (one["value"], one["met"]) for one in targets(rows)}
@@ -62,12 +62,13 @@ def test_a_comparison_of_two_steps(tmp_path: Path) -> None:
             for step in range(3):
                 worker.begin(step)
                 worker.finish()
-            one.peak_bytes = worker.peak_bytes()
+            worker.measure_memory(3)
     compare_values(found)
     result = summarize(world, variants, found, [1e9])
     for one in found.values():
         assert not one.refused
-        assert one.peak_bytes > 0
+        assert one.process_bytes > 0
+        assert one.tensor_bytes > 4 * 2 * TINY.vocab * 64 * 4  # at the least both models' embeddings and heads
         for step in one.steps:
             assert sum(step.phases.values()) == pytest.approx(step.seconds, rel=0.1, abs=1e-3)
             busy = {phase for phase in PHASES if step.phases[phase] > 0}

@@ -15,8 +15,9 @@ _HEAD = """# Time and memory of a training step
 Medians of interleaved repetitions, one thread; +- is half of the distance between the quartiles. Each row is a process
 of its own that sleeps while another steps. Before anything is timed, values are compared: losses, divergence and the
 student's gradient norm of the first step are those of plain distillation (1e-5, relative), since modules begin as
-nothing; with a cache or recomputation every value of every step is bit-identical. Memory is the peak of the process
-during steps beyond what it held before its models were built. FLOPs are those of matrix products, counted from the
+nothing; with a cache or recomputation every value of every step is bit-identical. Memory is the peak in a
+step: of all tensors by the allocator's events, and of the process beyond what it held before its models were built,
+which counts what the C library keeps back in holes too. FLOPs are those of matrix products, counted from the
 architectures (equal to torch's own counter, product by product), attention as whole squares; utilisation is of a
 2048 x 2048 x 2048 product in the same run, without what is recomputed.
 """
@@ -44,16 +45,28 @@ def _section(comparison: dict[str, Any]) -> str:
 
 
 def _times(comparison: dict[str, Any]) -> str:
-    header = ("", "ms", "+-", "tokens/s", "peak MB", "x plain", "FLOPs x plain", "over FLOPs", "utilisation")
+    header = (
+        "",
+        "ms",
+        "+-",
+        "tokens/s",
+        "tensors MB",
+        "process MB",
+        "x plain",
+        "FLOPs x plain",
+        "over FLOPs",
+        "utilisation",
+    )
     plain = comparison["rows"][PLAIN]
     cells = []
     for name, row in comparison["rows"].items():
         if row["refused"]:
-            cells.append([name, row["refused"], *[""] * 7])
+            cells.append([name, row["refused"], *[""] * (len(header) - 2)])
             continue
         quartiles = statistics.quantiles(row["seconds"], n=4) if len(row["seconds"]) > 1 else [0.0] * 3
         line = [name, f"{1e3 * row['median']:.0f}", f"{(quartiles[2] - quartiles[0]) / 2 / row['median']:.0%}"]
-        line += [f"{comparison['input_tokens'] / row['median']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        line += [f"{comparison['input_tokens'] / row['median']:.0f}"]
+        line += [f"{row[kind] / 1e6:.0f}" for kind in ("tensor_bytes", "process_bytes")]
         ratio = row["median"] / plain["median"] if plain.get("median") else None
         line.append("" if ratio is None else f"{ratio:.2f}")
         if ratio is not None and "flops" in row:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megaokd.benchmark.measure import synchronize
+from megaokd.benchmark.measure import peak_bytes, synchronize
 from megaokd.errors import RunError, UserError
 
 _STATUS = Path("/proc/self/status")
@@ -48,8 +49,10 @@ class Contender:
     libraries: Sequence[str] = ()
     """Imported first: their code is not counted as memory of the step."""
     refused: str = ""
-    peak_bytes: int = 0
+    process_bytes: int = 0
     """Most memory of a step beyond what the process had before its models were built."""
+    tensor_bytes: int = 0
+    """Most bytes that tensors held at a time in a step, weights and optimizer state among them."""
     steps: list[Measured] = field(default_factory=list)
     """In order; the first is for its values."""
 
@@ -89,11 +92,10 @@ class Worker:
         """Wait for the step, and note it."""
         self.contender.steps.append(self._receive())
 
-    def peak_bytes(self) -> int:
-        """The most memory of the steps since it was built."""
-        self._pipe.send(("peak", 0))
-        peak: int = self._receive()
-        return peak
+    def measure_memory(self, number: int) -> None:
+        """Note the peaks: the process's since its first step, and that of tensors in one more step of that number."""
+        self._pipe.send(("memory", number))
+        self.contender.process_bytes, self.contender.tensor_bytes = self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -128,11 +130,16 @@ def _serve(pipe: Connection, contender: Contender) -> None:
                 gc.collect()
                 _forget_peak()
         else:
-            pipe.send(_peak_bytes() - before)
+            process = _peak_bytes() - before
+            pipe.send((process, _live_bytes() + peak_bytes(partial(_quietly, step, number), _device())))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _timed(step: Step, number: int) -> Measured:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     synchronize(device)
     start = time.perf_counter()
     values = step(number)
@@ -140,6 +147,20 @@ def _timed(step: Step, number: int) -> Measured:
     seconds = time.perf_counter() - start
     clock = getattr(step, "clock", None)
     return Measured(seconds, values, {} if clock is None else dict(clock.seconds))
+
+
+def _quietly(step: Step, number: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The step in the form that `peak_bytes` calls: nothing is kept of it."""
+    step(number)
+    return torch.empty(0), ()
+
+
+def _live_bytes() -> int:
+    """Of all tensors that there are, each storage once."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found if not one.is_meta}
+    return sum(storages.values())
 
 
 def resident_bytes() -> int:
