@@ -28,6 +28,7 @@ ALL_RECIPES = sorted((ROOT / "launch_scripts" / "recipes").glob("*.yaml"))
 COMPARISONS = [path for path in ALL_RECIPES if path.name.startswith("compare_")]
 RECIPES = [path for path in ALL_RECIPES if path not in COMPARISONS]
 QUICKSTART_VOCABULARY = 2048
+SMALLEST = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", CONFIGURATION, re.MULTILINE | re.DOTALL)[0])
 
 
 def test_every_section_has_its_table() -> None:
@@ -70,15 +71,20 @@ def test_every_method_is_documented_with_its_terms() -> None:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\b[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_yaml_blocks_are_configurations(document: Path, tmp_path: Path) -> None:
+    """Whole ones, parts of one, or recipes of a comparison."""
     for number, block in enumerate(blocks(document.read_text(encoding="utf-8"), "yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)
-        load_config(path)
+        if "methods" in yaml.safe_load(block):
+            load_recipe(path)
+        else:
+            path.write_text(yaml.safe_dump({**SMALLEST, **yaml.safe_load(block)}))
+            load_config(path)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -106,7 +112,7 @@ def test_every_key_of_a_comparison_is_documented() -> None:
 def readme_runs() -> list[tuple[int, list[str]]]:
     """(processes, overrides) of every training command in the README."""
     runs = []
-    for line in "".join(blocks(README, "sh")).splitlines():
+    for line in "".join(blocks(README, "bash")).splitlines():
         words = shlex.split(line, comments=True)
         if "train" in words and "my_run.yaml" in words:
             processes = [word.partition("=")[2] for word in words if word.startswith("--nproc-per-node=")]
