@@ -6,6 +6,7 @@ import time
 from megaokd.callbacks.base import ValidationRecord
 from megaokd.checkpoint.state import RunState
 from megaokd.config import Train
+from megaokd.distill.module_norms import module_norms
 from megaokd.distill.objective import DRIFT_METRICS
 from megaokd.engine.step import evaluate_batches
 from megaokd.errors import UserError
@@ -23,7 +24,9 @@ def validate(run: Run, step: int) -> ValidationRecord:
         drift = evaluate_batches(batches, run.drift.runner, run.drift.loss, run.mesh, run.validation_trunk)
         values = (drift["forward_kl"], drift["student_ce"])
         named |= {f"validation/{name}": value for name, value in zip(DRIFT_METRICS, values, strict=True)}
-    return ValidationRecord(step, named, time.perf_counter() - started)
+    adapts = run.config.teacher.path is not None and run.config.teacher.online is not None
+    norms = module_norms(run.models.teachers, run.mesh.tensor, run.mesh.pipeline) if adapts else {}
+    return ValidationRecord(step, named, time.perf_counter() - started, norms)
 
 
 def metric_names(run: Run) -> list[str]:

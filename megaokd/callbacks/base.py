@@ -1,6 +1,6 @@
 """What the loop tells its watchers. All of them live on global rank 0."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class ValidationRecord:
     step: int
     metrics: dict[str, float]
     seconds: float
+    module_norms: dict[str, float] = field(default_factory=dict)
+    """How large each online module has become (`distill/module_norms.py`)."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from megaokd.callbacks.base import Callback
 from megaokd.callbacks.checks import build_checks
 from megaokd.callbacks.fan_out import FanOut
 from megaokd.callbacks.journal import read_journal
-from megaokd.callbacks.logs import JsonLog, TensorBoard
+from megaokd.callbacks.logs import JsonLog
 from megaokd.callbacks.progress import ProgressBar, WarningLines
+from megaokd.callbacks.tensorboard import TensorBoard
 from megaokd.callbacks.warnings import WarningGiver
 from megaokd.config import Config
+from megaokd.config_file import to_dict
 from megaokd.mesh import ParallelMesh
 
 
@@ -20,7 +22,7 @@ def build_callbacks(config: Config, mesh: ParallelMesh, first_step: int) -> Call
     folder = Path(config.checkpoint.folder)
     callbacks: list[Callback] = [JsonLog(folder, config.logging.every)]
     if config.logging.tensorboard:
-        callbacks.append(TensorBoard(folder, config.logging.every, first_step=first_step))
+        callbacks.append(TensorBoard(folder, config.logging.every, first_step=first_step, config=to_dict(config)))
     if config.logging.progress:
         callbacks.append(ProgressBar(config.train.steps, first_step))
     callbacks.append(WarningLines())

@@ -1,11 +1,9 @@
-"""Logs on disk: log.jsonl, one object a line, and TensorBoard events."""
+"""The log on disk: log.jsonl, one object a line."""
 
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-
-from torch.utils.tensorboard import SummaryWriter
 
 from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord, WarningRecord
 from megaokd.callbacks.journal import JOURNAL_FILE
@@ -27,6 +25,8 @@ class JsonLog(Callback):
 
     def on_validation(self, record: ValidationRecord) -> None:
         self._write({"kind": "validation", "step": record.step, "seconds": record.seconds, **record.metrics})
+        if record.module_norms:
+            self._write({"kind": "modules", "step": record.step, "norms": record.module_norms})
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._write({"kind": "checkpoint", **asdict(record)})
@@ -53,27 +53,3 @@ def _drop_torn_line(path: Path) -> None:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
-
-
-class TensorBoard(Callback):
-    """Writes scalars to FOLDER/tensorboard; `tensorboard --logdir FOLDER` shows them."""
-
-    def __init__(self, folder: Path, every: int, *, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-        self._every = every
-
-    def on_step(self, record: StepRecord) -> None:
-        if record.step % self._every == 0 or record.step == record.total_steps:
-            for name, value in record.scalars().items():
-                self._writer.add_scalar(name, value, record.step)
-
-    def on_validation(self, record: ValidationRecord) -> None:
-        for name, value in record.metrics.items():
-            self._writer.add_scalar(name, value, record.step)
-        self._writer.flush()
-
-    def on_warning(self, record: WarningRecord) -> None:
-        self._writer.add_text("warnings", str(record), record.step)
-
-    def close(self) -> None:
-        self._writer.close()

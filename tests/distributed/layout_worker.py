@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.config_file import parse_config
+from megaokd.distill.module_norms import module_norms
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.huggingface_weights import gather_whole
 from megaokd.run import Run, build_run
@@ -58,6 +59,7 @@ def facts(run: Run, frozen_before: str) -> dict[str, Any]:
         "trainable": sum(item.parameter.numel() for item in run.engine.parameters),
         "moments": sum(values["exp_avg"].numel() for values in state.values()),
         "data_parallel": run.mesh.data.size,
+        "module_norms": module_norms(run.models.teachers, run.mesh.tensor, run.mesh.pipeline),
     }
 
 

@@ -334,6 +334,22 @@ def test_layout_ends_with_the_reference_weights(layout: str, results: Path, refe
         assert error <= TOLERANCE, f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.parametrize("layout", COMPARED)
+def test_every_rank_knows_the_norms_of_all_modules(
+    layout: str, results: Path, references: dict[str, okd.History]
+) -> None:
+    weights = references[COMPARED[layout]].online
+    expected = {}
+    for last, end in weights.items():
+        place, _, matrix = last.rpartition(".")
+        if matrix in ("lora_B", "up"):
+            first = weights[f"{place}.{'lora_A' if matrix == 'lora_B' else 'down'}"]
+            expected[place.removeprefix("model").lstrip(".") or "head"] = 2.0 * (end @ first).norm().item()
+    assert expected
+    for rank in json.loads((results / f"{layout}.facts.json").read_text()):
+        assert rank["module_norms"] == pytest.approx(expected, rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_of_each_method(method: str, results: Path, tiny_world: TinyWorld) -> None:
     (found,) = json.loads((results / f"method_{method}.json").read_text())

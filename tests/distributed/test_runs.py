@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from megaokd.callbacks.journal import read_journal
+from megaokd.callbacks.tensorboard import tag
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
@@ -174,15 +175,19 @@ def test_what_is_seen(uninterrupted: Path) -> None:
     """TensorBoard and the JSONL log show both objectives, the drift, both groups, speed and memory."""
     events = EventAccumulator(str(uninterrupted / "tensorboard"))
     events.Reload()
-    tags = set(events.Tags()["scalars"])
+    tags = events.Tags()
     terms = {"student_loss", "teacher_loss", "student_ce", "teacher_ce", "forward_kl", "reverse_kl", "top1_agreement"}
     expected = {f"{part}/{name}" for part in ("train", "validation") for name in terms}
     expected |= {f"{kind}/{group}" for kind in ("gradient_norm", "learning_rate") for group in ("student", "online")}
     expected |= {"validation/teacher_drift", "speed/tokens_per_second", "memory/peak_bytes"}
-    assert expected <= tags
-    drift = [event.value for event in events.Scalars("validation/teacher_drift")]
+    assert {tag(name) for name in expected} <= set(tags["scalars"])
+    drift = [event.value for event in events.Scalars("1_overview/teacher_validation_teacher_drift")]
     assert len(drift) == 2
     assert 0.0 < drift[0] < drift[1], "the teacher moves away from where it began"
+    norms = [event.histogram_value for event in events.Histograms("6_online_modules/norm")]
+    assert [norm.num for norm in norms] == [14, 14], "two layers of seven projections"
+    assert 0.0 < norms[0].min < norms[1].min
+    assert {"configuration/text_summary", "warnings/text_summary"} <= set(tags["tensors"])
 
 
 def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""TensorBoard events: scalars in numbered groups, of which the first answers what is asked first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord, WarningRecord
+
+_OVERVIEW = {
+    "train/student_ce": "learning",
+    "validation/student_ce": "learning",
+    "validation/top1_agreement": "learning",
+    "speed/tokens_per_second": "speed",
+    "speed/step_seconds": "speed",
+    "speed/data_seconds": "speed",
+    "validation/teacher_drift": "teacher",
+    "validation/teacher_ce": "teacher",
+    "validation/original_teacher_ce": "teacher",
+}
+"""What the first group shows, a row for each question: TensorBoard opens two groups of cards and sorts by name."""
+_GROUPS = {
+    "train": "2_train",
+    "validation": "3_validation",
+    "gradient_norm": "4_optimizer",
+    "learning_rate": "4_optimizer",
+    "speed": "5_machine",
+    "memory": "5_machine",
+}
+_OVERLAID = {
+    "Is it learning?": ("student_ce", "forward_kl", "top1_agreement"),
+    "Is the teacher drifting?": ("teacher_ce", "teacher_drift"),
+}
+"""Charts of the tab Custom Scalars, training and validation in one."""
+
+
+def tag(name: str) -> str:
+    """The tag of what log.jsonl calls `name`: `validation/student_ce`, `1_overview/learning_validation_student_ce`."""
+    flat = name.replace("/", "_")
+    if name in _OVERVIEW:
+        return f"1_overview/{_OVERVIEW[name]}_{flat.removeprefix('speed_')}"
+    return f"{_GROUPS[name.partition('/')[0]]}/{flat}"
+
+
+class TensorBoard(Callback):
+    """Writes to FOLDER/tensorboard; `tensorboard --logdir FOLDER` shows it."""
+
+    def __init__(self, folder: Path, every: int, *, first_step: int, config: dict[str, Any]) -> None:
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._every = every
+        text = yaml.safe_dump(config, sort_keys=False)
+        self._writer.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()), first_step)
+        self._writer.add_custom_scalars(_charts())
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step % self._every == 0 or record.step == record.total_steps:
+            for name, value in record.scalars().items():
+                self._writer.add_scalar(tag(name), value, record.step)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        for name, value in record.metrics.items():
+            self._writer.add_scalar(tag(name), value, record.step)
+        if record.module_norms:
+            norms = np.array(list(record.module_norms.values()))
+            self._writer.add_histogram("6_online_modules/norm", norms, record.step, bins="auto")
+        self._writer.flush()
+
+    def on_warning(self, record: WarningRecord) -> None:
+        self._writer.add_text("warnings", str(record), record.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _charts() -> dict[str, dict[str, list[Any]]]:
+    """The layout that `add_custom_scalars` takes: category -> chart -> kind and regular expressions of whole tags."""
+    return {
+        title: {name: ["Multiline", [rf".*train_{name}$", rf".*validation_(original_)?{name}$"]] for name in names}
+        for title, names in _OVERLAID.items()
+    }
