@@ -7,15 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from megaokd.comparison.results import MEASURES, Curve, MethodResult, Results
+from megaokd.comparison.toy import ToyFit, original, positions
 from megaokd.errors import UserError
 
 FIGURES = {
-    "quality.png": "Quality against training time: a point a seed, the larger one their mean",
-    "loss.png": "The student's cross-entropy over updates: training (dashed) and validation, means over seeds",
-    "drift.png": "How far the adapted teacher has moved: KL(adapted || original) on the validation data",
-    "agreement.png": "Top-1 agreement of student and teacher (the adapted one where it adapts) on the validation data",
+    "quality.png": ("Quality against training time", "A small point is a seed, the large one a method's mean."),
+    "loss.png": (
+        "Loss",
+        "The student's cross-entropy over its updates, on training batches (dashed) and on the validation data.",
+    ),
+    "drift.png": (
+        "Drift of the teacher",
+        "KL(adapted || original) on the validation data: how far the teacher has moved.",
+    ),
+    "agreement.png": (
+        "Agreement",
+        "How often student and teacher, the adapted one where it adapts, have the same most likely token, on the "
+        "validation data.",
+    ),
 }
-"""File -> what it shows."""
+"""File -> heading, what it shows."""
+TOY_FIGURE = "toy.png"
 _CURVES = {
     "loss.png": (("train/student_ce", "validation/student_ce"), "cross-entropy, nats a token"),
     "drift.png": (("validation/teacher_drift",), "KL(adapted || original), nats"),
@@ -53,6 +65,24 @@ def draw_figures(results: Results, time: str, folder: Path) -> list[str]:
             figure.savefig(path, dpi=120)
             drawn.append(name)
     return drawn
+
+
+def draw_toy(fits: Sequence[ToyFit], folder: Path) -> None:
+    """A panel a fit: the original teacher, the student, and the teacher where it has moved."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    x, teacher = positions().numpy(), original().numpy()
+    for index, (fit, axis) in enumerate(zip(fits, figure.subplots(1, len(fits), sharey=True), strict=True)):
+        axis.fill_between(x, teacher, color="0.85", label="original teacher")
+        axis.plot(x, fit.student.numpy(), color=_color(index), linewidth=1.6)
+        if fit.moved > 0.001:
+            axis.plot(x, fit.teacher.numpy(), color="0.3", linewidth=0.9, linestyle="--", label="moved teacher")
+        axis.set(title=fit.name, yticks=[])
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(folder / TOY_FIGURE, dpi=120)
 
 
 def _draw_quality(figure: Any, methods: Sequence[MethodResult], time: str) -> bool:

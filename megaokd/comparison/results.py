@@ -8,6 +8,7 @@ from typing import Any
 
 from megaokd.comparison.grid import Cell, cells, read_result
 from megaokd.comparison.recipe import Recipe
+from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.evaluation.text_metrics import half_interval
 
 # Key of evaluation.json, or of the cell's own result -> the column of the table.
@@ -69,6 +70,8 @@ class Results:
     """Cell -> its command and last lines."""
     evaluation: dict[str, Any]
     """Of one cell, for what all share; empty where none is finished."""
+    searches: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Method -> its choice.json."""
 
 
 def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
@@ -84,6 +87,11 @@ def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
         environments=[evaluation["environment"] for evaluation in evaluations],
         failures=failures,
         evaluation=evaluations[0] if evaluations else {},
+        searches={
+            name: read_choice(recipe, name)
+            for name, entry in recipe.entries.items()
+            if entry.options.search and SearchRun(recipe, name).finished
+        },
     )
 
 

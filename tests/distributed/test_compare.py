@@ -44,7 +44,7 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     assert f"{mean:.4f} ±" in report
     assert "Failed" not in report
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list((folder / "figures").glob("*.png"))) == 4
+    assert page.count("data:image/png;base64,") == len(list((folder / "figures").glob("*.png"))) == 5
 
     before = {path: path.stat().st_mtime_ns for path in results.values()}
     log = results["okd", 1].parent / "log.jsonl"

@@ -1,0 +1,83 @@
+"""The report of a comparison: the toy's fits against what is known of them, tables and both pages."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaokd.comparison import page, toy
+from megaokd.comparison.page import Section
+from megaokd.comparison.results import Results
+from megaokd.comparison.tables import search_tables
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[str, toy.ToyFit]:
+    return {fit.name: fit for fit in toy.fit_all()}
+
+
+def test_forward_kl_matches_moments(fits: dict[str, toy.ToyFit]) -> None:
+    """Of all Gaussians the closest in forward KL has the mixture's mean and variance, also on a grid."""
+    x, fit = toy.positions(), fits["forward KL"]
+    for power in (1, 2):
+        moments = [(p * x**power).sum().item() for p in (fit.student, toy.original())]
+        assert moments[0] == pytest.approx(moments[1], rel=1e-3)
+    assert (fit.modes, fit.moved) == (3, pytest.approx(0.0, abs=1e-12))
+    assert fit.stray > 0.4
+
+
+def test_reverse_kl_keeps_one_mode(fits: dict[str, toy.ToyFit]) -> None:
+    """At one mode of weight w the divergence is that of the mode alone, -log w."""
+    fit = fits["reverse KL"]
+    assert fit.modes == 1
+    assert fit.stray < 0.01
+    assert fit.reverse_kl == pytest.approx(-torch.tensor(0.35).log().item(), abs=0.02)
+    assert fit.forward_kl > 10
+    assert fits["forward KL"].forward_kl < fits["JSD"].forward_kl < fit.forward_kl
+
+
+def test_a_pulled_teacher_moves_towards_the_student(fits: dict[str, toy.ToyFit]) -> None:
+    weak, strong = fits["OKD, pull 1"], fits["OKD, pull 5"]
+    assert 0.1 < weak.moved < strong.moved
+    # At the fixed point of CE + b KL(p || q) the teacher lies between the mixture and the student.
+    for fit in (weak, strong):
+        to_student = (fit.teacher - fit.student).abs().sum().item() / 2
+        assert to_student < (toy.original() - fit.student).abs().sum().item() / 2
+
+
+def test_a_search_is_shown_with_what_failed() -> None:
+    cost = {"steps": 5, "training_seconds": 2.0, "training_cpu_seconds": 3.0}
+    trials = [
+        {"settings": {"objective.teacher.forward_kl": 0.1}, "value": 1.25, **cost},
+        {"settings": {"objective.teacher.forward_kl": 9.0}, "value": None, "failure": "exit status 2"},
+    ]
+    choice = {"metric": "validation/student_ce", "seed": 4, "trials": trials, "chosen": trials[0]["settings"]}
+    results = Results(methods=[], environments=[], failures={}, evaluation={}, searches={"okd": choice})
+    ((title, (header, rows)),) = search_tables(results).items()
+    assert title == "Search for okd: seed 4, by validation/student_ce on the validation data"
+    assert len(header) == 6
+    assert rows == [("0.1", "1.2500", "5", "2.0", "3.0", "chosen"), ("9.0", "-", "-", "-", "-", "failed")]
+
+
+def test_both_pages_hold_every_part_of_a_section(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"figure")
+    section = Section(
+        title="A < B",
+        words=["words"],
+        items=["item"],
+        table=(("h", "g"), [("1", "2")]),
+        figure="one.png",
+        verbatim="v<",
+    )
+    text, html = page._markdown([section]), page._html([section], tmp_path)
+    for part in ("## A < B", "words", "- item", "| 1 | 2 |", "figures/one.png", "````text\nv<\n````"):
+        assert part in text
+    for part in (
+        "<h2>A &lt; B</h2>",
+        "<p>words</p>",
+        "<li>item</li>",
+        "<td>1</td><td>2</td>",
+        "base64,ZmlndXJl",
+        "v&lt;",
+    ):
+        assert part in html
