@@ -32,6 +32,7 @@ _OWN_KEYS = (
     "fp16", "bf16", "torch_autocast", "gradient_clipping", "pipeline", "amp", "data_types", "communication_data_type",
     "prescale_gradients", "gradient_predivide_factor", "zero_allow_untested_optimizer",
 )  # fmt: skip
+_BUCKET = 500_000_000  # DeepSpeed's default, elements
 _OWN_ZERO_KEYS = ("stage", "compute_grad_norm", "offload_param", "offload_optimizer")
 
 
@@ -60,7 +61,10 @@ class TrainingEngine:
         self._by_id = {id(item.parameter): item for item in self.parameters}
         self._group_names, groups = _optimizer_groups(self.parameters, self.options)
         self._engine = _start_deepspeed(
-            modules, torch.optim.AdamW(groups), mesh, _deepspeed_config(zero_stage, mesh, deepspeed_options)
+            modules,
+            torch.optim.AdamW(groups),
+            mesh,
+            _deepspeed_config(zero_stage, mesh, deepspeed_options, sum(p.parameter.numel() for p in parameters)),
         )
         optimizer_state.create_state(self._engine.optimizer)
 
@@ -140,7 +144,9 @@ def _optimizer_groups(
     return names, groups
 
 
-def _deepspeed_config(zero_stage: int, mesh: ParallelMesh, options: Mapping[str, Any]) -> dict[str, Any]:
+def _deepspeed_config(
+    zero_stage: int, mesh: ParallelMesh, options: Mapping[str, Any], num_trained: int
+) -> dict[str, Any]:
     if zero_stage == 2 and mesh.pipeline.size > 1:
         raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
     zero = options.get("zero_optimization", {})
@@ -157,7 +163,13 @@ def _deepspeed_config(zero_stage: int, mesh: ParallelMesh, options: Mapping[str,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {**zero, "stage": zero_stage, "compute_grad_norm": False},
+        "zero_optimization": {
+            # Allocated whole in every step: 2 GB by default, however few parameters there are to reduce.
+            "reduce_bucket_size": min(_BUCKET, max(1, num_trained)),
+            **zero,
+            "stage": zero_stage,
+            "compute_grad_norm": False,
+        },
     }
 
 

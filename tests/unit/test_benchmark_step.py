@@ -68,7 +68,8 @@ def test_a_comparison_of_two_steps(tmp_path: Path) -> None:
     for one in found.values():
         assert not one.refused
         assert one.process_bytes > 0
-        assert one.tensor_bytes > 4 * 2 * TINY.vocab * 64 * 4  # at the least both models' embeddings and heads
+        # At the least both models' embeddings and heads; DeepSpeed's own buffer would be 2 GB.
+        assert 4 * TINY.vocab * 64 * 4 < one.tensor_bytes < 5e7
         for step in one.steps:
             assert sum(step.phases.values()) == pytest.approx(step.seconds, rel=0.1, abs=1e-3)
             busy = {phase for phase in PHASES if step.phases[phase] > 0}
