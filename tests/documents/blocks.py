@@ -1,7 +1,7 @@
 """Fenced blocks of the documents, and how they say what a test does with them.
 
 ```bash                      run, in the order of the page, in a folder of the page's own
-# not run here: REASON       the first line of a block that cannot be: its commands are parsed instead
+# not run by the tests: WHY   the first line of a block that cannot be: its commands are parsed instead
 ```python                    run
 ```yaml title="run.yaml"     a configuration or a recipe; with a title it is saved under that name for what follows
 ```text                      anything else: output, a synopsis, a layout of folders
@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
 )
 LANGUAGES = ("bash", "python", "yaml", "json", "text")
 _BLOCK = re.compile(r"^(`{3,})(\w*)([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
-_REASON = re.compile(r"# not run here: (.+)\n")
+_REASON = re.compile(r"# not run by the tests: (.+)\n")
 _TITLE = re.compile(r'title="([^"]+)"')
 
 

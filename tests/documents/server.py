@@ -110,7 +110,8 @@ def run_megaokd(arguments: list[str], check: bool) -> int:
         if Path("runs/quickstart/results.md").exists():  # what the folder was prepared with
             return 0
         arguments = [*arguments, "--smoke"]
-    return wait_for(fork(lambda: megaokd_main(arguments, check), {}))
+    shipped = [argument for argument in arguments if argument.startswith("launch_scripts/")]
+    return exist(shipped) or wait_for(fork(lambda: megaokd_main(arguments, check), {}))
 
 
 def megaokd_main(arguments: list[str], check: bool) -> int:
