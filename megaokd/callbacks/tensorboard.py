@@ -10,15 +10,15 @@ from torch.utils.tensorboard import SummaryWriter
 from megaokd.callbacks.base import Callback, StepRecord, ValidationRecord, WarningRecord
 
 _OVERVIEW = {
-    "train/student_ce": "learning",
-    "validation/student_ce": "learning",
-    "validation/top1_agreement": "learning",
-    "speed/tokens_per_second": "speed",
-    "speed/step_seconds": "speed",
-    "speed/data_seconds": "speed",
-    "validation/teacher_drift": "teacher",
-    "validation/teacher_ce": "teacher",
-    "validation/original_teacher_ce": "teacher",
+    "train/student_ce": "learning_ce_train",
+    "validation/student_ce": "learning_ce_validation",
+    "validation/top1_agreement": "learning_top1_agreement",
+    "speed/tokens_per_second": "speed_tokens_per_second",
+    "speed/step_seconds": "speed_step_seconds",
+    "speed/data_seconds": "speed_data_seconds",
+    "validation/teacher_drift": "teacher_drift",
+    "validation/teacher_ce": "teacher_ce",
+    "validation/original_teacher_ce": "teacher_ce_original",
 }
 """What the first group shows, a row for each question: TensorBoard opens two groups of cards and sorts by name."""
 _GROUPS = {
@@ -29,19 +29,23 @@ _GROUPS = {
     "speed": "5_machine",
     "memory": "5_machine",
 }
-_OVERLAID = {
-    "Is it learning?": ("student_ce", "forward_kl", "top1_agreement"),
-    "Is the teacher drifting?": ("teacher_ce", "teacher_drift"),
+_OVERLAID: dict[str, dict[str, tuple[str, ...]]] = {
+    "Is it learning?": {
+        name: (f"train/{name}", f"validation/{name}") for name in ("student_ce", "forward_kl", "top1_agreement")
+    },
+    "Is the teacher drifting?": {
+        "teacher_ce": ("train/teacher_ce", "validation/teacher_ce", "validation/original_teacher_ce"),
+        "teacher_drift": ("train/teacher_drift", "validation/teacher_drift"),
+    },
 }
 """Charts of the tab Custom Scalars, training and validation in one."""
 
 
 def tag(name: str) -> str:
-    """The tag of what log.jsonl calls `name`: `validation/student_ce`, `1_overview/learning_validation_student_ce`."""
-    flat = name.replace("/", "_")
+    """The tag of what log.jsonl calls `name`: `validation/student_ce` is `1_overview/learning_ce_validation`."""
     if name in _OVERVIEW:
-        return f"1_overview/{_OVERVIEW[name]}_{flat.removeprefix('speed_')}"
-    return f"{_GROUPS[name.partition('/')[0]]}/{flat}"
+        return f"1_overview/{_OVERVIEW[name]}"
+    return f"{_GROUPS[name.partition('/')[0]]}/{name.replace('/', '_')}"
 
 
 class TensorBoard(Callback):
@@ -75,8 +79,8 @@ class TensorBoard(Callback):
 
 
 def _charts() -> dict[str, dict[str, list[Any]]]:
-    """The layout that `add_custom_scalars` takes: category -> chart -> kind and regular expressions of whole tags."""
+    """The layout that `add_custom_scalars` takes: category -> chart -> kind and regular expressions, matched whole."""
     return {
-        title: {name: ["Multiline", [rf".*train_{name}$", rf".*validation_(original_)?{name}$"]] for name in names}
-        for title, names in _OVERLAID.items()
+        title: {chart: ["Multiline", [f"{tag(name)}$" for name in names]] for chart, names in charts.items()}
+        for title, charts in _OVERLAID.items()
     }

@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.engine import optimizer_state
 from megaokd.engine.gradients import sum_partial_gradients, sum_row_gradients, sum_tied_gradients
+from megaokd.engine.monitors import without_monitors
 from megaokd.engine.parameters import GROUPS, GroupName, TrainableParameter
 from megaokd.errors import UserError
 from megaokd.mesh import DeepSpeedTopology, ParallelMesh
@@ -158,7 +159,7 @@ def _deepspeed_config(
     if taken:
         raise UserError(f"deepspeed.{taken[0]} is set by the training engine; remove it from the configuration")
     return {
-        **options,
+        **without_monitors(options),
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,

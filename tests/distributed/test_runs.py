@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from megaokd.callbacks.journal import read_journal
 from megaokd.callbacks.tensorboard import tag
+from megaokd.config_file import load_config, to_dict
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
@@ -49,8 +50,13 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
         "teacher": {"check_frozen_every": 4},
         "checkpoint": {"export_merged_teacher": True},
         "logging": {"warnings": {"teacher_drift": 1e-9}},
+        "deepspeed": {
+            "csv_monitor": {"enabled": True, "output_path": str(folder), "job_name": "csv"},
+            "wandb": {"enabled": True, "project": "megaokd"},
+        },
     }
-    result = must(megaokd("train", write(folder / "run.yaml", tiny_world.config(folder / "run", **options))))
+    config = write(folder / "run.yaml", tiny_world.config(folder / "run", **options))
+    result = must(megaokd("train", config, variables=with_fake_wandb(folder)))
     assert result.stderr.count("megaokd: step 6: warning: the adapted teacher is") == 1
     return folder / "run"
 
@@ -61,6 +67,18 @@ def test_a_trace_of_the_steps_asked_for(uninterrupted: Path) -> None:
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {name for name in names if str(name).startswith("step ")} == {"step 3", "step 4"}
     assert "aten::mm" in names
+
+
+def with_fake_wandb(folder: Path) -> dict[str, str]:
+    """The environment with a package of that name, which writes what it is called with to wandb.jsonl."""
+    (folder / "packages").mkdir()
+    (folder / "packages" / "wandb.py").write_text(
+        "import json\n"
+        f"def tell(*values):\n    open({str(folder / 'wandb.jsonl')!r}, 'a').write(json.dumps(values) + '\\n')\n"
+        "def init(**options):\n    tell('init', options)\n"
+        "def log(values, step, commit):\n    tell('log', values, step)\n"
+    )
+    return {**environment(), "PYTHONPATH": f"{folder / 'packages'}:{ROOT}"}
 
 
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
@@ -173,7 +191,7 @@ def test_early_stopping_keeps_the_best(tiny_world: TinyWorld, tmp_path: Path) ->
 
 def test_what_is_seen(uninterrupted: Path) -> None:
     """TensorBoard and the JSONL log show both objectives, the drift, both groups, speed and memory."""
-    events = EventAccumulator(str(uninterrupted / "tensorboard"))
+    events = EventAccumulator(str(uninterrupted / "tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
     tags = events.Tags()
     terms = {"student_loss", "teacher_loss", "student_ce", "teacher_ce", "forward_kl", "reverse_kl", "top1_agreement"}
@@ -181,13 +199,34 @@ def test_what_is_seen(uninterrupted: Path) -> None:
     expected |= {f"{kind}/{group}" for kind in ("gradient_norm", "learning_rate") for group in ("student", "online")}
     expected |= {"validation/teacher_drift", "speed/tokens_per_second", "memory/peak_bytes"}
     assert {tag(name) for name in expected} <= set(tags["scalars"])
-    drift = [event.value for event in events.Scalars("1_overview/teacher_validation_teacher_drift")]
+    drift = [event.value for event in events.Scalars("1_overview/teacher_drift")]
     assert len(drift) == 2
     assert 0.0 < drift[0] < drift[1], "the teacher moves away from where it began"
     norms = [event.histogram_value for event in events.Histograms("6_online_modules/norm")]
     assert [norm.num for norm in norms] == [14, 14], "two layers of seven projections"
     assert 0.0 < norms[0].min < norms[1].min
     assert {"configuration/text_summary", "warnings/text_summary"} <= set(tags["tensors"])
+
+
+def test_the_page_and_the_monitors_have_the_numbers_of_the_log(uninterrupted: Path) -> None:
+    journal = read_journal(uninterrupted)
+    page = (uninterrupted / "summary.html").read_text()
+    assert "Step 12; last checkpoint: step 12; 1 warnings" in page
+    assert "lower optimizer.online.lr" in page
+    run_again = load_config(uninterrupted / "resolved_config.yaml")
+    assert to_dict(run_again) == json.loads((uninterrupted / "summary.json").read_text())["config"]
+    expected = [
+        {name: (line["step"], value) for name, value in line.items() if "/" in name}
+        for line in journal
+        if line["kind"] in ("train", "validation")
+    ]
+    calls = [json.loads(line) for line in (uninterrupted.parent / "wandb.jsonl").read_text().splitlines()]
+    assert calls[0] == ["init", {"project": "megaokd", "group": None, "entity": None}]
+    told = [(name, step, value) for _, values, step in calls[1:] for name, value in values.items()]
+    assert told == [(name, step, value) for line in expected for name, (step, value) in line.items()]
+    rows = (uninterrupted.parent / "csv" / "validation_teacher_drift.csv").read_text().split()
+    drift = "validation/teacher_drift"
+    assert rows[1:] == [f"{step},{value}" for line in expected for step, value in [line.get(drift, (0, 0))] if step]
 
 
 def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
     ["version", "errors", "files", "option_types", "terms", "methods", "subcommand"],
-    ["agreement", "options"],
+    ["agreement", "options", "summary"],
     ["config", "precision"],
     ["config_file"],
     ["mesh", "rank_watch"],
