@@ -20,7 +20,8 @@ h2 { margin: 2.5rem 0 0.5rem; font-size: 1.2rem } p, ul { max-width: 48rem }
 td, th { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th { vertical-align: bottom; border-bottom: 2px solid #999; white-space: normal }
 td:first-child, th:first-child { text-align: left }
-img { max-width: 100% } pre { overflow: auto; background: #f6f6f6; padding: 0.7rem; font-size: 0.8rem }"""
+img { max-width: 100%; margin-top: 1rem }
+pre { overflow: auto; background: #f6f6f6; padding: 0.7rem; font-size: 0.8rem }"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ TOY_WORDS = (
     f"what its teacher holds, is fitted to a mixture of three on a vocabulary of {_NUM_TOKENS} places, with the losses "
     "of training and exact expectations over labels. Forward KL spreads over all modes and puts mass where the teacher "
     "has none. Reverse KL takes one mode and gives up the others. With OKD the teacher moves as well, held by "
-    "cross-entropy on the mixture and pulled at by the student.",
+    "cross-entropy on the mixture and pulled at by the student. Grey: the original teacher; line: the student; dashed: "
+    "the teacher where it has moved.",
     "Mass covered is the sum of min(teacher, student). A mode is found where the student has a tenth of its mass or "
     "more. Mass between modes is the student's that lies further than three standard deviations from each. Divergences "
     "are to the original teacher, in nats; how far the teacher moved is a total variation.",
