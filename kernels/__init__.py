@@ -22,7 +22,15 @@ if __name__ == "kernels":
 else:
     from .linear import linear_distillation_loss
     from .loss import DistillationOutput, distillation_loss
+    from .measure import token_measures
     from .spec import metric_names
     from .terms import Term
 
-    __all__ = ["DistillationOutput", "Term", "distillation_loss", "linear_distillation_loss", "metric_names"]
+    __all__ = [
+        "DistillationOutput",
+        "Term",
+        "distillation_loss",
+        "linear_distillation_loss",
+        "metric_names",
+        "token_measures",
+    ]

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from megaokd.config import Config
+from megaokd.config import Config, Parallel
 from megaokd.config_file import load_config
 from megaokd.errors import RunError, UserError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from megaokd.signals import StopRequest
 
 EXIT_USER_ERROR, EXIT_FAILURE = 2, 1
+Work = Callable[["ParallelMesh", "StopRequest"], int]
+"""What a rank does; its exit status."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +35,12 @@ def main(argv: Sequence[str]) -> int:
     return run_distributed(config, lambda mesh, stop: int(Trainer(fetch_models(config), mesh).fit(stop)))
 
 
-def run_distributed(config: Config, work: Callable[["ParallelMesh", "StopRequest"], int]) -> int:
+def run_distributed(config: Config, work: Work) -> int:
+    """`run_ranks` in the layout of a run and with its limits."""
+    return run_ranks(config.parallel, config.train.timeout_s, config.train.lost_rank_s, work)
+
+
+def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work) -> int:
     """Join the launcher's processes, do `work`, leave together; its status, or that of what it raised.
 
     After an error this process ends at once: other ranks may wait in a collective that it will never join.
@@ -48,9 +55,9 @@ def run_distributed(config: Config, work: Callable[["ParallelMesh", "StopRequest
     watch: RankWatch | None = None
     try:
         with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
-            device = start_distributed(config.train.timeout_s)
-            watch = RankWatch.start(config.train.lost_rank_s, _say_failed)
-            mesh = build_mesh(config.parallel, device, config.train.timeout_s)
+            device = start_distributed(timeout_s)
+            watch = RankWatch.start(lost_rank_s, _say_failed)
+            mesh = build_mesh(parallel, device, timeout_s)
             outcome = work(mesh, stop)
         if watch is not None:
             watch.finishing()

@@ -1,14 +1,22 @@
 """`megaokd evaluate`: cross-entropy, divergence to a teacher and ROUGE-L of a Hugging Face model folder.
 
-Single process; on a GPU where there is one. Writes evaluation.json, evaluation.md and generations.jsonl.
+Under a launcher or without one: each model is split over --tensor processes, and what is left of the processes shares
+the data. Writes evaluation.json, evaluation.md and generations.jsonl.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from megaokd.cli import run
+from megaokd.config import Parallel, Train
 from megaokd.option_types import count, positive, positive_number, share
+from megaokd.train_command import run_ranks
+
+if TYPE_CHECKING:
+    from megaokd.mesh import ParallelMesh
+    from megaokd.signals import StopRequest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,37 +27,41 @@ def main(argv: Sequence[str]) -> int:
 
     from megaokd.data.dataset import TokenDataset
     from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
+    from megaokd.evaluation.ranks import Ranks
     from megaokd.evaluation.report import summary, write_report
 
     disable_progress_bar()
     data = TokenDataset(options.data)
-    result = evaluate(
-        Folders(
-            model=options.model,
-            data=options.data,
-            tokenizer=data.tokenizer_path,
-            teacher=options.teacher,
-            adapted_teacher=options.adapted_teacher,
-        ),
-        data,
-        GenerationOptions(
-            count=options.generate,
-            max_new_tokens=options.max_new_tokens,
-            prompts=options.prompts,
-            seeds=options.seeds,
-            temperature=options.temperature,
-            top_p=options.top_p,
-        ),
-        max_length=options.max_length,
-        max_batch_tokens=options.max_batch_tokens,
+    folders = Folders(
+        model=options.model,
+        data=options.data,
+        tokenizer=data.tokenizer_path,
+        teacher=options.teacher,
+        adapted_teacher=options.adapted_teacher,
     )
-    write_report(result, options.output)
-    print(summary(result))
-    print(
-        f"\nwrote {options.output}: evaluation.json, evaluation.md"
-        + (", generations.jsonl" if result.generations else "")
+    generations = GenerationOptions(
+        count=options.generate,
+        max_new_tokens=options.max_new_tokens,
+        prompts=options.prompts,
+        seeds=options.seeds,
+        temperature=options.temperature,
+        top_p=options.top_p,
     )
-    return 0
+    sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
+
+    def work(mesh: "ParallelMesh", _: "StopRequest") -> int:
+        result = evaluate(folders, data, generations, Ranks.of(mesh), **sizes)
+        if mesh.is_main:
+            write_report(result, options.output)
+            print(summary(result))
+            print(
+                f"\nwrote {options.output}: evaluation.json, evaluation.md"
+                + (", generations.jsonl" if result.generations else "")
+            )
+        return 0
+
+    limits = Train(steps=1)
+    return run_ranks(Parallel(tensor=options.tensor), limits.timeout_s, limits.lost_rank_s, work)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-batch-tokens", type=positive, default=4096, metavar="N", help="padded tokens a forward (default: 4096)"
     )
+    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="processes a model is split over")
     parser.add_argument("--output", required=True, help="folder for the report")
     return parser
 

@@ -1,1 +1,1 @@
-"""Evaluation of a Hugging Face model folder through `transformers`, independent of our own model code."""
+"""Evaluation of Hugging Face model folders, whole or split over processes."""

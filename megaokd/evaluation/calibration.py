@@ -16,16 +16,19 @@ class Calibration:
         self._gaps = torch.zeros(NUM_BINS, dtype=torch.float64)
         self._tokens = 0
 
-    def add(self, log_q: Tensor, labels: Tensor) -> None:
-        """log_q: log-probabilities [N, V]; labels [N]."""
-        confidence, choice = log_q.max(-1)
-        confidence = confidence.exp().double().cpu()
-        hits = (choice == labels).double().cpu()
+    def add(self, confidence: Tensor, hits: Tensor) -> None:
+        """Of N tokens, fp64 [N] each: the probability of the likeliest, and 1 where that is the label, else 0."""
+        confidence, hits = confidence.cpu(), hits.cpu()
         bins = (
             (confidence.nan_to_num() * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         )  # a NaN spoils the sum, not the index
         self._gaps.index_add_(0, bins, hits - confidence)
-        self._tokens += len(labels)
+        self._tokens += len(hits)
+
+    def join(self, other: "Calibration") -> None:
+        """Adds the tokens of another part of the data."""
+        self._gaps += other._gaps
+        self._tokens += other._tokens
 
     def error(self) -> float:
         """Between 0 and 1; at least one token was added."""

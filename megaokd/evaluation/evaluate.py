@@ -1,20 +1,25 @@
 """One evaluation, from folders on disk to a result."""
 
-import sys
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from megaokd.data.tokenizer import load_tokenizer, vocabulary_size
+from megaokd.data.tokenizer import load_tokenizer
+from megaokd.errors import UserError
 from megaokd.evaluation.examples import Example, Examples, read_examples
-from megaokd.evaluation.generation import Sampling, generate
-from megaokd.evaluation.loading import default_device, load_adapted, load_model
+from megaokd.evaluation.generation import continue_prompts
+from megaokd.evaluation.loading import ModelLoader, is_adapter
 from megaokd.evaluation.prompts import prompts_of, read_prompts, spread, text_of
+from megaokd.evaluation.ranks import Ranks
 from megaokd.evaluation.text_metrics import TextMetrics, mean_over_seeds, measure_texts
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
+from megaokd.generation import options as generation
+from megaokd.models.decoder import Decoder
+from megaokd.models.weight_map import whole_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +37,16 @@ class GenerationOptions:
     top_p: float = 1.0
 
     @property
-    def samplings(self) -> list[Sampling | None]:
+    def samplings(self) -> list[generation.GenerationOptions]:
         """One a generation of every prompt."""
         if self.seeds == 0:
-            return [None]
-        return [Sampling(temperature=self.temperature, top_p=self.top_p, seed=seed) for seed in range(self.seeds)]
+            return [generation.GenerationOptions(max_new_tokens=self.max_new_tokens, temperature=0.0)]
+        return [
+            generation.GenerationOptions(
+                max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed
+            )
+            for seed in range(self.seeds)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,90 +97,96 @@ def evaluate(
     folders: Folders,
     data: Examples,
     options: GenerationOptions | None = None,
+    ranks: Ranks | None = None,
     *,
     max_length: int | None = None,
     max_batch_tokens: int = 4096,
 ) -> Evaluation:
     """Evaluate a model on `data`; divergences are to the teachers that are given.
 
-    Examples are cut to `max_length` ids, by default to as many as the models have positions.
+    Examples are cut to `max_length` ids, by default to as many as the models have positions. Collective over `ranks`,
+    all of which return the same; default: one process.
 
     Raises:
         UserError: a folder that does not hold what it should, vocabularies that differ, nothing to evaluate on.
     """
     start = time.perf_counter()
-    options = options or GenerationOptions()
+    options, ranks = options or GenerationOptions(), ranks or Ranks.alone()
     tokenizer = load_tokenizer(folders.tokenizer)
-    device = default_device()
-    model = load_model(folders.model, tokenizer, device)
-    teacher = None if folders.teacher is None else load_model(folders.teacher, tokenizer, device)
-    positions = _positions(model, *([] if teacher is None else [teacher]))
-    examples = read_examples(data, min(max_length or positions, positions))
+    loader = ModelLoader(_models(folders), tokenizer, ranks)
+    model = loader.load(folders.model)
+    examples = read_examples(data, min(max_length or loader.positions, loader.positions))
 
-    def measured(other: PreTrainedModel | None) -> TokenMetrics:
-        return measure_tokens(
-            model,
-            examples,
-            vocab_size=vocabulary_size(tokenizer),
-            pad_id=_pad_id(tokenizer),
-            teacher=other,
-            max_batch_tokens=max_batch_tokens,
-        )
+    def measured(other: Decoder | None) -> TokenMetrics:
+        pad_id = _pad_id(tokenizer)
+        return measure_tokens(model, examples, ranks, pad_id=pad_id, teacher=other, max_batch_tokens=max_batch_tokens)
 
-    metrics = measured(teacher)
-    del teacher  # its memory is the adapted one's now
+    metrics = measured(None if folders.teacher is None else loader.load(folders.teacher))
     adapted = None
     if folders.adapted_teacher is not None:
-        adapted = measured(load_adapted(folders.adapted_teacher, folders.teacher, tokenizer, device))
+        adapted = measured(_adapted_teacher(loader, folders.adapted_teacher, folders.teacher))
     result = Evaluation(
         model=str(folders.model),
         data=str(folders.data),
         teacher=None if folders.teacher is None else str(folders.teacher),
         examples=len(examples),
-        parameters=model.num_parameters(),
+        parameters=sum(math.prod(shape) for shape in whole_shapes(model.arch).values()),
         metrics=metrics,
         options=options,
         adapted_teacher=None if folders.adapted_teacher is None else str(folders.adapted_teacher),
         adapted=adapted,
     )
     if options.count:
-        result = _with_generations(result, model, tokenizer, examples)
+        result = _with_generations(result, model, tokenizer, examples, ranks)
     return replace(result, seconds=time.perf_counter() - start)
 
 
+def _models(folders: Folders) -> list[str | Path]:
+    """The folders that hold whole models."""
+    named = [folders.model, folders.teacher, folders.adapted_teacher]
+    return [folder for folder in named if folder is not None and not is_adapter(folder)]
+
+
+def _adapted_teacher(loader: ModelLoader, adapted: str | Path, teacher: str | Path | None) -> Decoder:
+    if not is_adapter(adapted):
+        return loader.load(adapted)
+    if teacher is None:
+        raise UserError(f"{adapted} is an adapter: give the original teacher with --teacher")
+    return loader.load_adapted(teacher, adapted)
+
+
 def _with_generations(
-    result: Evaluation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    result: Evaluation, model: Decoder, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], ranks: Ranks
 ) -> Evaluation:
     options = result.options
     prompts = prompts_of(examples, tokenizer) if options.prompts is None else read_prompts(options.prompts, tokenizer)
-    chosen = spread(prompts, options.count, _positions(model) - options.max_new_tokens, options.max_new_tokens)
+    room = model.arch.max_positions - options.max_new_tokens
+    chosen = spread(prompts, options.count, room, options.max_new_tokens)
+    ids = [prompt.ids for prompt in chosen]
     generations: list[Generation] = []
     parts = []
     for sampling in options.samplings:
-        outputs = generate(
-            model,
-            [prompt.ids for prompt in chosen],
-            eos_id=tokenizer.eos_token_id,
-            pad_id=_pad_id(tokenizer),
-            max_new_tokens=options.max_new_tokens,
-            sampling=sampling,
-        )
+        outputs = continue_prompts(model, ids, sampling, ranks, eos_id=_eos_id(tokenizer))
         texts = [text_of(tokenizer, output) for output in outputs]
         parts.append(measure_texts([prompt.references for prompt in chosen], texts))
-        seed = None if sampling is None else sampling.seed
         generations += [
-            Generation(prompt=prompt.text, references=prompt.references, generation=text, seed=seed)
+            Generation(
+                prompt=prompt.text,
+                references=prompt.references,
+                generation=text,
+                seed=None if sampling.greedy else sampling.seed,
+            )
             for prompt, text in zip(chosen, texts, strict=True)
         ]
     return replace(result, generations=tuple(generations), texts=mean_over_seeds(parts))
 
 
-def _positions(*models: PreTrainedModel) -> int:
-    """How many positions all of `models` have; a model that declares no limit has none."""
-    return min(int(getattr(model.config, "max_position_embeddings", sys.maxsize)) for model in models)
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """-1, which no token is, where the tokenizer has none."""
+    return -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any valid id: what it stands for is masked."""
+    """Any valid id: no token of an example sees it."""
     pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return pad_id

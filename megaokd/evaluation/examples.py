@@ -32,8 +32,7 @@ class Example(NamedTuple):
 class LossBatch(NamedTuple):
     """Right-padded examples; B examples, S positions. `labels[b, s]` is what position s must predict."""
 
-    input_ids: Tensor  # [B, S]
-    attention_mask: Tensor  # [B, S]
+    input_ids: Tensor  # [B, S]; behind an example any token, which none of its own sees
     labels: Tensor  # [B, S], IGNORE where there is no loss
 
 
@@ -61,24 +60,11 @@ def loss_batches(examples: Sequence[Example], max_tokens: int, pad_id: int) -> I
         yield _collate(batch, pad_id)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Input ids and attention mask, both [B, S], of prompts that all end in the last column."""
-    length = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), length), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids, mask
-
-
 def _collate(batch: Sequence[Example], pad_id: int) -> LossBatch:
     length = max(len(example.ids) for example in batch)
     input_ids = torch.full((len(batch), length), pad_id)
-    mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, IGNORE)
     for row, (ids, prompt_length) in enumerate(batch):
         input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
         labels[row, prompt_length - 1 : len(ids) - 1] = torch.tensor(ids[prompt_length:])
-    return LossBatch(input_ids, mask, labels)
+    return LossBatch(input_ids, labels)

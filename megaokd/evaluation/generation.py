@@ -1,57 +1,33 @@
-"""Generations of a model, greedy or sampled."""
+"""Continuations of prompts, shared among the data-parallel ranks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-from transformers import PreTrainedModel
-
-from megaokd.evaluation.examples import left_padded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn; without it the likeliest is taken."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
+from megaokd.evaluation.ranks import Ranks
+from megaokd.generation.generate import generate
+from megaokd.generation.options import GenerationOptions
+from megaokd.models.decoder import Decoder
 
 
-@torch.inference_mode()
-def generate(
-    model: PreTrainedModel,
+def continue_prompts(
+    model: Decoder,
     prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    ranks: Ranks,
     *,
     eos_id: int,
-    pad_id: int,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
     batch_size: int = 16,
 ) -> list[list[int]]:
-    """Continue each prompt until `eos_id` (left out of the result) or `max_new_tokens`.
+    """Continue each prompt until `eos_id`, part of the result, or `options.max_new_tokens`; on every rank the same.
 
-    Prompts are padded on the left and run in batches of `batch_size` with a key-value cache, longest first. Greedy
-    generations do not depend on the batches; sampled ones are a function of the seed, the prompts and `batch_size`.
+    In batches of `batch_size`, longest prompts first; the data-parallel ranks take every n-th batch each. Prompt i
+    draws stream i, so that what it becomes depends neither on the batches nor on the number of ranks. Collectives:
+    those of `generate`, and one gather of all tokens over the data-parallel ranks.
     """
-    choice: dict[str, object] = {"do_sample": False}
-    if sampling is not None:
-        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    generations: list[list[int]] = [[] for _ in prompts]
-    with torch.random.fork_rng():
-        torch.manual_seed(0 if sampling is None else sampling.seed)
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            input_ids, mask = left_padded([prompts[index] for index in indices], pad_id)
-            output = model.generate(  # type: ignore[operator]  # seen through torch's Module.__getattr__
-                input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                eos_token_id=eos_id,
-                pad_token_id=pad_id,
-                **choice,
-            )
-            for index, row in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                generations[index] = row[: row.index(eos_id)] if eos_id in row else row
-    return generations
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    own: dict[int, list[int]] = {}
+    for batch in ranks.own(batches):
+        rows = generate(model, [prompts[index] for index in batch], options, eos_id=eos_id, streams=batch)
+        own |= dict(zip(batch, rows, strict=True))
+    found = {index: row for part in ranks.gather(own) for index, row in part.items()}
+    return [found[index] for index in range(len(prompts))]

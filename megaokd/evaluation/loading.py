@@ -1,77 +1,80 @@
 """Loading the models that are evaluated, checked against the vocabulary of the data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_size
 from megaokd.errors import UserError
+from megaokd.evaluation.adapter import FolderAdapter
+from megaokd.evaluation.ranks import Ranks
+from megaokd.models.architecture import DecoderArchitecture
+from megaokd.models.decoder import Decoder, DecoderSlice
+from megaokd.models.huggingface_config import read_architecture
+from megaokd.models.huggingface_weights import load_decoder
+from megaokd.models.initialize import freeze
+from megaokd.parallel.vocab import VocabRange
 
 
-def load_model(folder: str | Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder`: fp32, eval mode, from safetensors, for data made with `tokenizer`.
+class ModelLoader:
+    """Loads models for data made with one tokenizer: fp32, frozen, split alike over the tensor-parallel ranks.
 
-    The folder's own generation settings (sampling, repetition penalty, ...) are dropped: every model generates alike.
+    folders: of every model that will be asked for; the vocabulary's split depends on the one with most rows.
 
     Raises:
-        UserError: no such model, or its vocabulary is not the tokenizer's.
+        UserError: no such model or one that is not supported, a layout that does not suit it, or a vocabulary that is
+            not the tokenizer's.
     """
-    if not (Path(folder) / "config.json").is_file():
+
+    def __init__(self, folders: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.architectures = {str(folder): _architecture(Path(folder), tokenizer, ranks) for folder in folders}
+        padded = max(arch.vocab_size for arch in self.architectures.values())
+        self.vocab = VocabRange.split(vocabulary_size(tokenizer), padded, ranks.tp)
+
+    @property
+    def positions(self) -> int:
+        """How many positions all of the models have."""
+        return min(arch.max_positions for arch in self.architectures.values())
+
+    def load(self, folder: str | Path) -> Decoder:
+        """The model in `folder`; a `UserError` where its files are damaged."""
+        arch = self.architectures[str(folder)]
+        with torch.device(self.ranks.device):
+            decoder = Decoder(arch, DecoderSlice(range(arch.num_layers)), self.vocab, self.ranks.tp)
+        load_decoder(decoder, folder)
+        freeze(decoder.parameters())
+        return decoder.eval()
+
+    def load_adapted(self, teacher: str | Path, adapter: str | Path) -> Decoder:
+        """The model in `teacher` with the PEFT adapter in `adapter` merged; a `UserError` where that does not fit."""
+        decoder = self.load(teacher)
+        FolderAdapter.read(Path(adapter)).merge_into(decoder)
+        return decoder
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter and not a model."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def _architecture(folder: Path, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> DecoderArchitecture:
+    if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no Hugging Face model folder (config.json is missing)")
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # transformers and safetensors raise whatever their parsers meet
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {reason})") from error
-    _check_vocabulary(Path(folder), model, tokenizer)
-    model.generation_config = GenerationConfig()
-    model.eval()
-    model.to(device)  # type: ignore[arg-type]  # the annotation in transformers hides torch's own
-    return model
+    arch = read_architecture(str(folder))
+    arch.check_layout(str(folder), tensor=ranks.tp.size, stages=1)
+    _check_vocabulary(folder, arch.vocab_size, tokenizer)
+    return arch
 
 
-def load_adapted(
-    folder: str | Path, teacher_folder: str | Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> PreTrainedModel:
-    """The moved teacher: a model folder, or the PEFT adapter in `folder` on top of the model in `teacher_folder`.
-
-    Raises:
-        UserError: as `load_model`; an adapter without its teacher, or without `peft`.
-    """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        return load_model(folder, tokenizer, device)
-    if teacher_folder is None:
-        raise UserError(f"{folder} is an adapter: give the original teacher with --teacher")
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise UserError(f"{folder} is an adapter, which the package peft reads: pip install peft") from None
-    try:
-        adapted = PeftModel.from_pretrained(load_model(teacher_folder, tokenizer, device), str(folder))
-    except UserError:
-        raise
-    except Exception as error:  # peft and safetensors raise whatever their parsers meet
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: does not fit {teacher_folder} ({type(error).__name__}: {reason})") from error
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged.eval()
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_vocabulary(folder: Path, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a model whose token ids mean something else than the data's.
 
     A model may have more rows than its tokenizer has tokens (padding). One that comes without a tokenizer can only be
     compared by its size, which then has to be exact.
     """
-    rows = model.get_output_embeddings().weight.shape[0]
     expected = vocabulary_size(tokenizer)
     if (folder / "tokenizer_config.json").is_file():
         difference = first_difference(load_tokenizer(folder), tokenizer)

@@ -7,21 +7,31 @@ With q the model's and p the teacher's distribution at a loss token whose label 
 each summed over all loss tokens in float64 and divided by their number once. N: loss tokens, V: vocabulary.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from megaokd.data.batches import IGNORE
 from megaokd.errors import UserError
 from megaokd.evaluation.calibration import Calibration
 from megaokd.evaluation.examples import Example, LossBatch, loss_batches
+from megaokd.evaluation.ranks import Ranks
+from megaokd.kernels import token_measures
+from megaokd.models.decoder import Decoder
+from megaokd.parallel.vocab import VocabParallelHead
 
-# Rows of [rows, V] that are normalised at a time: bounds the fp32 temporaries whatever the batch.
+# Loss tokens whose logits exist at a time, [rows, V / tensor] of each model, whatever the batch.
 _ROWS = 512
+_NAMES = {
+    "student_ce": "cross_entropy",
+    "forward_kl": "forward_kl",
+    "reverse_kl": "reverse_kl",
+    "top1_agreement": "top1_agreement",
+    "teacher_ce": "teacher_cross_entropy",
+}
+"""Of the loss's metrics those that are reported, and how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,68 +48,82 @@ class TokenMetrics:
     teacher_cross_entropy: float | None = None
 
 
+class _Sums:
+    """What is known of the loss tokens so far."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.values: defaultdict[str, float] = defaultdict(float)
+        self.calibration = Calibration()
+
+    def join(self, other: "_Sums") -> None:
+        self.tokens += other.tokens
+        self.calibration.join(other.calibration)
+        for name, value in other.values.items():
+            self.values[name] += value
+
+
 @torch.inference_mode()
 def measure_tokens(
-    model: PreTrainedModel,
+    model: Decoder,
     examples: Sequence[Example],
+    ranks: Ranks,
     *,
-    vocab_size: int,
     pad_id: int,
-    teacher: PreTrainedModel | None = None,
+    teacher: Decoder | None = None,
     max_batch_tokens: int = 4096,
 ) -> TokenMetrics:
     """Measure `model` on the loss tokens of `examples`, and against `teacher` where one is given.
 
-    Columns of the logits from `vocab_size` on are padding and belong to no distribution. At most
-    `max_batch_tokens` positions (or one example) are in flight at a time.
+    Both models are split alike over the tensor-parallel ranks; the data-parallel ranks take every n-th batch each, and
+    the batches are those of one process. At most `max_batch_tokens` positions (or one example) are in flight at a time
+    on a rank. Collectives: those of the forward passes, the one of `token_measures` for each 512 loss tokens, and at
+    the end one gather of sums over the data-parallel ranks. Every rank returns the same.
 
     Raises:
         UserError: there is no loss token, or a measure is not finite.
     """
-    sums: dict[str, float] = {}
-    tokens = 0
-    calibration = Calibration()
-    for batch in loss_batches(examples, max_batch_tokens, pad_id):
-        labels = batch.labels[batch.labels != IGNORE].to(model.device)
-        tokens += len(labels)
-        logits = _loss_logits(model, batch, vocab_size)
-        teacher_logits = None if teacher is None else _loss_logits(teacher, batch, vocab_size)
-        for start in range(0, len(labels), _ROWS):
-            rows = slice(start, start + _ROWS)
-            log_q = F.log_softmax(logits[rows].float(), dim=-1)
-            calibration.add(log_q, labels[rows])
-            part = _sums(log_q, None if teacher_logits is None else teacher_logits[rows], labels[rows])
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
-    if tokens == 0:
+    own = _Sums()
+    for batch in ranks.own(loss_batches(examples, max_batch_tokens, pad_id)):
+        _add_batch(own, model, teacher, batch, ranks)
+    sums = _Sums()
+    for part in ranks.gather(own):
+        sums.join(part)
+    if sums.tokens == 0:
         raise UserError("the data set has no response token to evaluate on")
-    means = {name: value / tokens for name, value in sums.items()}
+    means = {name: value / sums.tokens for name, value in sums.values.items()}
     for name, value in means.items():
         if value != value or value in (float("inf"), float("-inf")):
             raise UserError(f"{name} is {value}: the model's weights or logits are not finite")
-    return TokenMetrics(tokens=tokens, calibration_error=calibration.error(), **means)
+    return TokenMetrics(tokens=sums.tokens, calibration_error=sums.calibration.error(), **means)
 
 
-def _loss_logits(model: PreTrainedModel, batch: LossBatch, vocab_size: int) -> Tensor:
-    """Logits [N, V] at the batch's loss positions; only columns of the batch that hold one are projected."""
-    is_loss = batch.labels != IGNORE
-    columns = is_loss.any(0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch.input_ids.to(model.device),
-        attention_mask=batch.attention_mask.to(model.device),
-        use_cache=False,
-        logits_to_keep=columns.to(model.device),
-    ).logits
-    selected: Tensor = logits[is_loss[:, columns].to(model.device)][:, :vocab_size]
-    return selected
+def _add_batch(sums: _Sums, model: Decoder, teacher: Decoder | None, batch: LossBatch, ranks: Ranks) -> None:
+    input_ids, all_labels = batch.input_ids.to(ranks.device), batch.labels.to(ranks.device)
+    keep = all_labels != IGNORE
+    labels = all_labels[keep]
+    models = [model] if teacher is None else [model, teacher]
+    embedding = model.embed_tokens
+    assert embedding is not None
+    hidden = [decoder.kept_tokens(decoder(input_ids), keep) for decoder in models]
+    for start in range(0, len(labels), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logits = [_head(decoder)(state[rows]) for decoder, state in zip(models, hidden, strict=True)]
+        measures = token_measures(
+            logits[0],
+            None if teacher is None else logits[1],
+            labels[rows],
+            group=ranks.tp.group,
+            vocab_start=embedding.vocab.start,
+            vocab_size=embedding.vocab.size,
+        )
+        sums.calibration.add(measures["confidence"], measures["hit"])
+        for name, reported in _NAMES.items():
+            if name in measures:
+                sums.values[reported] += measures[name].sum().item()
+    sums.tokens += len(labels)
 
 
-def _sums(log_q: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, float]:
-    result = {"cross_entropy": F.nll_loss(log_q, labels, reduction="none")}
-    if teacher_logits is not None:
-        log_p = F.log_softmax(teacher_logits.float(), dim=-1)
-        result["teacher_cross_entropy"] = F.nll_loss(log_p, labels, reduction="none")
-        result["forward_kl"] = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-        result["reverse_kl"] = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-        result["top1_agreement"] = log_q.argmax(-1) == log_p.argmax(-1)
-    return {name: value.double().sum().item() for name, value in result.items()}
+def _head(model: Decoder) -> VocabParallelHead:
+    assert model.head is not None
+    return model.head
