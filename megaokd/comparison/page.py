@@ -55,7 +55,7 @@ def _sections(results: Results, recipe: Recipe, figures: Path) -> list[Section]:
     draw_toy(toy, figures)
     environment = [line.removeprefix("- ") for line in environment_lines(describe_environment())]
     return [
-        *(Section(title=title, table=table) for title, table in result_tables(results).items()),
+        *(Section(title=title, table=table) for title, table in result_tables(results, recipe.reference).items()),
         Section(title="What was compared", items=notes_of(results, recipe)),
         *(Section(title=f"Failed: {name}", verbatim=words) for name, words in results.failures.items()),
         *(Section(title=FIGURES[name][0], words=[FIGURES[name][1]], figure=name) for name in drawn),

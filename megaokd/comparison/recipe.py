@@ -62,6 +62,9 @@ class Recipe:
     time: Literal["wall", "cpu"] = "wall"
     """What methods are compared by; both are in the table. cpu is for a machine that others use as well."""
 
+    reference: str | None = None
+    """The method that the others are compared with seed by seed; null: no such table."""
+
     @property
     def teacher(self) -> str | None:
         """The folder of the teacher that every student is measured against."""

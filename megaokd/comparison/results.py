@@ -58,6 +58,18 @@ class MethodResult:
     curves: Mapping[str, list[Curve]] = field(default_factory=dict)
     """Name in log.jsonl -> one curve a seed."""
 
+    def common_seeds(self, other: "MethodResult") -> list[int]:
+        """Seeds whose cells of both are finished."""
+        return [seed for seed in self.seeds if seed in other.seeds]
+
+    def difference(self, other: "MethodResult", key: str) -> Measured | None:
+        """This method's measure minus the other's, seed by seed; None where one of them has no such measure."""
+        if key not in self.measures or key not in other.measures:
+            return None
+        ours = dict(zip(self.seeds, self.measures[key].values, strict=True))
+        theirs = dict(zip(other.seeds, other.measures[key].values, strict=True))
+        return Measured(tuple(ours[seed] - theirs[seed] for seed in self.common_seeds(other)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:

@@ -15,14 +15,31 @@ _TIME_WORDS = {
 }
 
 
-def result_tables(results: Results) -> dict[str, Table]:
+def result_tables(results: Results, reference: str | None = None) -> dict[str, Table]:
     """Heading -> what the students came to; the first one holds every method."""
     tables = {"Students, against the original teacher": _table(results.methods, MEASURES)}
+    other = next((method for method in results.methods if method.name == reference and method.seeds), None)
+    if other is not None:
+        tables[f"Differences to {other.name}, seed by seed"] = _differences(results.methods, other)
     adapted = [method for method in results.methods if method.adapted]
     if adapted:
         rows = [(method.name, *(_cell(method.adapted.get(key), key) for key in ADAPTED)) for method in adapted]
         tables["Students, against their adapted teacher"] = (("method", *(MEASURES[key] for key in ADAPTED)), rows)
     return tables
+
+
+def _differences(methods: list[MethodResult], reference: MethodResult) -> Table:
+    """Means over the seeds that both have: what a seed does to both alike is not in their intervals."""
+    rows = [
+        (
+            method.name,
+            str(len(method.common_seeds(reference))),
+            *(_cell(method.difference(reference, key), key, sign="+") for key in MEASURES),
+        )
+        for method in methods
+        if method is not reference and method.common_seeds(reference)
+    ]
+    return ("method", "seeds", *MEASURES.values()), rows
 
 
 def search_tables(results: Results) -> dict[str, Table]:
@@ -78,12 +95,12 @@ def _table(methods: list[MethodResult], columns: dict[str, str]) -> Table:
     return header, rows
 
 
-def _cell(measured: Measured | None, key: str) -> str:
+def _cell(measured: Measured | None, key: str, sign: str = "") -> str:
     if measured is None:
         return "-"
     digits = 1 if key in TIMES.values() else 4
     spread = "" if measured.interval is None else f" ± {measured.interval:.{digits}f}"
-    return f"{measured.mean:.{digits}f}{spread}"
+    return f"{measured.mean:{sign}.{digits}f}{spread}"
 
 
 def notes_of(results: Results, recipe: Recipe) -> list[str]:

@@ -64,6 +64,7 @@ def line_of(file: Path, text: str) -> str:
         ("methods__okd__student", {"architecture": {"num_layers": 2}}, "method 'okd' differs from 'sft' in student"),
         ("methods__../up", {"method": "sft"}, "is to name a folder"),
         ("seeds", [1, 2, 1], "one of them is there twice"),
+        ("reference", "stf", "reference = 'stf' is no method of this recipe"),
         ("methods__okd__like", "stf", "okd.like = 'stf' is to be another method of this recipe: sft"),
         ("methods__okd__like", "okd", "okd.like = 'okd' is to be another method of this recipe: sft"),
         ("methods__okd__equal_time_of", "sft", "okd.equal_time_of needs okd.like"),

@@ -7,8 +7,8 @@ import torch
 
 from megaokd.comparison import page, toy
 from megaokd.comparison.page import Section
-from megaokd.comparison.results import Results
-from megaokd.comparison.tables import search_tables
+from megaokd.comparison.results import Measured, MethodResult, Results
+from megaokd.comparison.tables import result_tables, search_tables
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,23 @@ def test_a_pulled_teacher_moves_towards_the_student(fits: dict[str, toy.ToyFit])
     for fit in (weak, strong):
         to_student = (fit.teacher - fit.student).abs().sum().item() / 2
         assert to_student < (toy.original() - fit.student).abs().sum().item() / 2
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    methods = [
+        MethodResult(name="kd", seeds=(0, 1, 2), measures={"cross_entropy": Measured((1.0, 3.0, 2.0))}),
+        MethodResult(name="okd", seeds=(2, 0), measures={"cross_entropy": Measured((1.5, 0.7))}),
+        MethodResult(name="late", seeds=(), measures={}),
+    ]
+    results = Results(methods=methods, environments=[], failures={}, evaluation={})
+    header, rows = result_tables(results, "kd")["Differences to kd, seed by seed"]
+    ((name, seeds, entropy, *others),) = rows
+    assert (name, seeds) == ("okd", "2")
+    # Differences -0.5 and -0.3: mean -0.4, t(0.975, 1) = 12.7062 times their deviation 0.1414 over sqrt(2).
+    assert entropy == "-0.4000 ± 1.2706"
+    assert set(others) == {"-"}
+    assert header[2] == "cross-entropy"
+    assert list(result_tables(results)) == ["Students, against the original teacher"]
 
 
 def test_a_search_is_shown_with_what_failed() -> None:
