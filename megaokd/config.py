@@ -370,6 +370,10 @@ class Logging:
     """Write TensorBoard events to `folder/tensorboard`."""
     progress: bool = True
     """A progress bar on stderr; without a terminal ten lines a run."""
+    samples: NonNegative = 0
+    """Prompts of `data.validation` that the student continues, greedily, at a validation; not with a pipeline."""
+    samples_every: Positive = 1
+    """Validations between them."""
     warnings: Warnings = Field(default_factory=Warnings)
     """From when on a person is told that the run needs a look."""
 

@@ -30,6 +30,7 @@ from megaokd.mesh import ParallelMesh
 from megaokd.option_types import steps_of
 from megaokd.profiling import PROFILE_FOLDER, StepProfiler
 from megaokd.run import Run, build_run
+from megaokd.samples import NO_PIPELINE, TextSampler
 from megaokd.signals import StopRequest
 from megaokd.validation import check_best_metric, judge, validate
 
@@ -56,6 +57,7 @@ class Trainer:
         check_best_metric(config.train, self.run)
         self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
         self.state = new_state(config, self.run)
+        self.sampler = TextSampler.build(self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
         self.watcher = Callback()
         self.profiler = StepProfiler(
@@ -71,6 +73,8 @@ class Trainer:
             self.watcher.on_message(text)
         for text in self.run.train_batches.notes:
             self.watcher.on_message(text)
+        if self.config.logging.samples and self.sampler is None:
+            self.watcher.on_message(NO_PIPELINE)
         try:
             outcome = self._loop(stop)
             self.profiler.close()
@@ -172,7 +176,7 @@ class Trainer:
         if not every or step == self.state.validated_at or (step % every and step != self.config.train.steps):
             return False
         self.state.validated_at = step
-        record = validate(self.run, self.state.step)
+        record = validate(self.run, self.state.step, self.sampler)
         self.watcher.on_validation(record)
         return judge(record, self.state, self.config.train)
 

@@ -11,9 +11,10 @@ from megaokd.distill.objective import DRIFT_METRICS
 from megaokd.engine.step import evaluate_batches
 from megaokd.errors import UserError
 from megaokd.run import Run
+from megaokd.samples import TextSampler
 
 
-def validate(run: Run, step: int) -> ValidationRecord:
+def validate(run: Run, step: int, sampler: TextSampler | None = None) -> ValidationRecord:
     """Means over the validation set; `teacher_drift` is KL(adapted teacher || original teacher). Collective."""
     assert run.validation_batches is not None
     started = time.perf_counter()
@@ -26,7 +27,8 @@ def validate(run: Run, step: int) -> ValidationRecord:
         named |= {f"validation/{name}": value for name, value in zip(DRIFT_METRICS, values, strict=True)}
     adapts = run.config.teacher.path is not None and run.config.teacher.online is not None
     norms = module_norms(run.models.teachers, run.mesh.tensor, run.mesh.pipeline) if adapts else {}
-    return ValidationRecord(step, named, time.perf_counter() - started, norms)
+    samples = sampler(step) if sampler is not None else []
+    return ValidationRecord(step, named, time.perf_counter() - started, norms, samples)
 
 
 def metric_names(run: Run) -> list[str]:

@@ -35,6 +35,15 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class TextSample:
+    """A prompt of the validation data, its response there, and the student's."""
+
+    prompt: str
+    reference: str
+    student: str
+
+
+@dataclass(frozen=True)
 class ValidationRecord:
     """One pass over held-out data."""
 
@@ -43,6 +52,7 @@ class ValidationRecord:
     seconds: float
     module_norms: dict[str, float] = field(default_factory=dict)
     """How large each online module has become (`distill/module_norms.py`)."""
+    samples: list[TextSample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

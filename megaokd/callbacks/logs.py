@@ -27,6 +27,9 @@ class JsonLog(Callback):
         self._write({"kind": "validation", "step": record.step, "seconds": record.seconds, **record.metrics})
         if record.module_norms:
             self._write({"kind": "modules", "step": record.step, "norms": record.module_norms})
+        if record.samples:
+            samples = [asdict(sample) for sample in record.samples]
+            self._write({"kind": "samples", "step": record.step, "samples": samples})
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._write({"kind": "checkpoint", **asdict(record)})

@@ -1,5 +1,6 @@
 """TensorBoard events: scalars in numbered groups, of which the first answers what is asked first."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class TensorBoard(Callback):
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._every = every
         text = yaml.safe_dump(config, sort_keys=False)
-        self._writer.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()), first_step)
+        self._writer.add_text("configuration", _indented(text), first_step)
         self._writer.add_custom_scalars(_charts())
 
     def on_step(self, record: StepRecord) -> None:
@@ -69,6 +70,9 @@ class TensorBoard(Callback):
         if record.module_norms:
             norms = np.array(list(record.module_norms.values()))
             self._writer.add_histogram("6_online_modules/norm", norms, record.step, bins="auto")
+        for number, sample in enumerate(record.samples):
+            text = "".join(f"**{name}**\n\n{_indented(words)}\n" for name, words in asdict(sample).items())
+            self._writer.add_text(f"samples/{number}", text, record.step)
         self._writer.flush()
 
     def on_warning(self, record: WarningRecord) -> None:
@@ -76,6 +80,11 @@ class TensorBoard(Callback):
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _indented(text: str) -> str:
+    """As it is, in Markdown."""
+    return "".join(f"    {line}\n" for line in text.splitlines() or [""])
 
 
 def _charts() -> dict[str, dict[str, list[Any]]]:

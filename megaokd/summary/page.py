@@ -13,7 +13,8 @@ _STYLE = """body { font: 15px/1.5 sans-serif; max-width: 78rem; margin: 1.5rem a
 table { border-collapse: collapse; font-size: 0.9rem } td, th { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd;
 text-align: left; vertical-align: top } td.number { text-align: right; font-variant-numeric: tabular-nums }
 svg { margin: 0 0.6rem 0.6rem 0; font: 11px sans-serif; fill: #444 } svg .title { font-size: 13px; font-weight: bold }
-svg .grid { stroke: #e3e3e3 } .warnings td { background: #fff4e5 } pre { background: #f6f6f6; padding: 0.8rem;
+svg .grid { stroke: #e3e3e3 } .samples td {
+white-space: pre-wrap } .warnings td { background: #fff4e5 } pre { background: #f6f6f6; padding: 0.8rem;
 overflow: auto } h2 { margin: 1.4rem 0 0.4rem }"""
 # Question -> chart -> label -> name in log.jsonl.
 _CHARTS: dict[str, dict[str, dict[str, str]]] = {
@@ -70,7 +71,7 @@ def summary_page(name: str, lines: Sequence[Line], config: str) -> str:
         ]
         if any(drawn):
             parts.append(f"<h2>{html.escape(question)}</h2>{''.join(drawn)}")
-    parts += [_modules(lines), _last_numbers(curves), _messages(lines)]
+    parts += [_samples(lines), _modules(lines), _last_numbers(curves), _messages(lines)]
     if config:
         parts.append(f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>")
     head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
@@ -106,6 +107,15 @@ def _modules(lines: Sequence[Line]) -> str:
         return ""
     rows = sorted(last["norms"].items(), key=lambda item: -item[1])
     return f"<h2>Online modules: norms at step {last['step']}</h2>{_table(('module', 'norm'), rows)}"
+
+
+def _samples(lines: Sequence[Line]) -> str:
+    last = next((line for line in reversed(lines) if line["kind"] == "samples"), None)
+    if last is None:
+        return ""
+    rows = [(sample["prompt"], sample["reference"], sample["student"]) for sample in last["samples"]]
+    header = ("prompt", "response in the data", "the student's")
+    return f"<h2>Samples at step {last['step']}</h2>{_table(header, rows, 'samples')}"
 
 
 def _last_numbers(curves: Mapping[str, Series]) -> str:

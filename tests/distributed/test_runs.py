@@ -1,5 +1,6 @@
 """Whole runs of `megaokd train`: resume, kills, interruption, export, bad input. Each run is a real process or more."""
 
+import html
 import json
 import signal
 import subprocess
@@ -12,11 +13,12 @@ import torch
 import yaml
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaokd.callbacks.journal import read_journal
 from megaokd.callbacks.tensorboard import tag
 from megaokd.config_file import load_config, to_dict
+from megaokd.data.dataset import TokenDataset
 from megaokd.evaluation.export_check import check_export
 from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
@@ -49,7 +51,7 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
         "train": {"steps": 12, "validate_every": 6, "profile": "3:5"},
         "teacher": {"check_frozen_every": 4},
         "checkpoint": {"export_merged_teacher": True},
-        "logging": {"warnings": {"teacher_drift": 1e-9}},
+        "logging": {"warnings": {"teacher_drift": 1e-9}, "samples": 2, "samples_every": 2},
         "deepspeed": {
             "csv_monitor": {"enabled": True, "output_path": str(folder), "job_name": "csv"},
             "wandb": {"enabled": True, "project": "megaokd"},
@@ -145,7 +147,11 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(
     tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    options = {"train": {"steps": 12, "validate_every": 6, "resume": "auto"}, "parallel": {"tensor": 2}}
+    options = {
+        "train": {"steps": 12, "validate_every": 6, "resume": "auto"},
+        "parallel": {"tensor": 2},
+        "logging": {"samples": 2},
+    }
     config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     process = start(*launcher, *CLI, config)
@@ -160,6 +166,7 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(
     # Two processes that each compute or wait in gloo; the time before the interruption is not lost.
     assert 0 < before["training_cpu_seconds"] < summary["training_cpu_seconds"]
     assert 0 < before["training_seconds"] < summary["training_seconds"]
+    assert read_samples(folder)[12] == read_samples(uninterrupted)[12]
     expected, found = losses(uninterrupted), losses(folder)
     assert expected.keys() == found.keys()
     for step, values in expected.items():
@@ -206,6 +213,26 @@ def test_what_is_seen(uninterrupted: Path) -> None:
     assert [norm.num for norm in norms] == [14, 14], "two layers of seven projections"
     assert 0.0 < norms[0].min < norms[1].min
     assert {"configuration/text_summary", "warnings/text_summary"} <= set(tags["tensors"])
+
+
+def read_samples(folder: Path) -> dict[int, list[dict[str, str]]]:
+    return {line["step"]: line["samples"] for line in read_journal(folder) if line["kind"] == "samples"}
+
+
+def test_text_samples_are_the_answers_of_the_exported_student(tiny_world: TinyWorld, uninterrupted: Path) -> None:
+    samples = read_samples(uninterrupted)
+    assert samples.keys() == {12}, "every second validation"
+    tokenizer = AutoTokenizer.from_pretrained(uninterrupted / "student")
+    student = AutoModelForCausalLM.from_pretrained(uninterrupted / "student")
+    dataset = TokenDataset(tiny_world.validation)
+    page = (uninterrupted / "summary.html").read_text()
+    for number, sample in enumerate(samples[12]):
+        tokens, end = torch.from_numpy(dataset[number]), int(dataset.prompt_lengths[number])
+        answer = student.generate(tokens[None, :end], max_new_tokens=64, do_sample=False)[0, end:]
+        parts = {"prompt": tokens[:end], "reference": tokens[end:], "student": answer}
+        assert sample == {name: tokenizer.decode(ids, skip_special_tokens=True) for name, ids in parts.items()}
+        assert html.escape(sample["reference"]) in page
+    assert len(samples[12]) == 2
 
 
 def test_the_page_and_the_monitors_have_the_numbers_of_the_log(uninterrupted: Path) -> None:

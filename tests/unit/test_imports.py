@@ -23,7 +23,7 @@ ORDER = [
     ["run"],
     ["callbacks", "export", "profiling", "signals"],
     ["export_teacher"],
-    ["checkpoint"],
+    ["checkpoint", "samples"],
     ["validation", "export_checkpoint"],
     ["trainer"],
     ["train_command"],
