@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("megaokd.tools.data", "inspect a token dataset, or measure how fast one is made"),
     "export": ("megaokd.tools.export", "the student or the moved teacher of any checkpoint, for transformers and peft"),
     "evaluate": ("megaokd.tools.evaluate", "cross-entropy, divergence and ROUGE-L of a Hugging Face model folder"),
+    "generate": ("megaokd.tools.generate", "a model's responses to prompts, as training data"),
     "report": ("megaokd.tools.report", "a run on one page of HTML, from its folder"),
     "compare": ("megaokd.tools.compare", "methods x seeds from the same initial student: one grid, one report"),
     "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss, or of a step, beside alternatives"),

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megaokd.data.dataset import TokenDataset
 from tests.support.launch import must, torchrun
-from tests.support.tiny import TEACHER, TinyWorld
+from tests.support.tiny import TEACHER, TinyWorld, run
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +79,19 @@ def test_generations_are_those_of_one_process(layout: str, seeds: int, reports: 
     assert found == expected
     assert values(reports[layout, seeds])["rouge_l"] == values(reports["one", seeds])["rouge_l"]
     assert "# Evaluation of" in (reports[layout, seeds] / "evaluation.md").read_text()
+
+
+def test_responses_are_those_of_one_process_and_become_data(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = (tiny_world.root / "validation.jsonl").read_text().splitlines(keepends=True)[:11]
+    prompts.write_text("".join(lines))
+    for name, (processes, tensor) in {"one": (1, 1), "tp2_dp2": (4, 2)}.items():
+        files = ["--model", tiny_world.teacher, "--prompts", prompts, "--output", tmp_path / f"{name}.jsonl"]
+        options = ["--max-new-tokens", "9", "--batch", "2", "--seed", "3", "--tensor", tensor]
+        must(torchrun(processes, "-m", "megaokd.cli", "generate", *files, *options))
+    found = (tmp_path / "tp2_dp2.jsonl").read_text()
+    assert found == (tmp_path / "one.jsonl").read_text()
+    assert [json.loads(line)["prompt"] for line in found.splitlines()] == [json.loads(line)["prompt"] for line in lines]
+    data = tmp_path / "data"
+    run("preprocess", "--input", tmp_path / "one.jsonl", "--tokenizer", tiny_world.teacher, "--output", data)
+    assert len(TokenDataset(data)) == len(lines)

@@ -2,8 +2,10 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megaokd.errors import UserError
+from megaokd.evaluation import responses
 from megaokd.evaluation.calibration import Calibration
 from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
 from megaokd.evaluation.examples import Example, loss_batches, read_examples
@@ -23,6 +26,7 @@ from megaokd.evaluation.loading import ModelLoader
 from megaokd.evaluation.prompts import read_prompts
 from megaokd.evaluation.ranks import Ranks
 from megaokd.evaluation.report import write_report
+from megaokd.evaluation.responses import Responding, write_responses
 from megaokd.evaluation.text_metrics import TextMetrics, distinct, mean_over_seeds, measure_texts, rouge_l
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
 from megaokd.generation import options as generation
@@ -343,3 +347,57 @@ def test_export_check_tells_the_trained_model_from_another(tmp_path: Path) -> No
     (tmp_path / "export_check.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         check_export(tmp_path)
+
+
+def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
+    """What was written stays, a torn line is made again, and the file is that of a run that was not interrupted."""
+    model = save(tmp_path / "model", make_model(3), make_tokenizer())
+    prompts = tmp_path / "prompts.jsonl"
+    texts = [f"w{3 + n} w{5 + n}" for n in range(9)]
+    texts.insert(4, " ".join(["w5"] * 60))  # no room: left out, and the others draw what they would have drawn
+    prompts.write_text("".join(json.dumps({"prompt": text, "output": "old"}) + "\n" for text in texts))
+    said: list[str] = []
+
+    def responding(name: str, **changes: Any) -> Responding:
+        options = generation.GenerationOptions(max_new_tokens=10, seed=5)
+        work = Responding(model=model, prompts=prompts, output=tmp_path / name, options=options, batch=4)
+        return replace(work, **changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses, "BLOCK", 3)
+        patch.setattr(responses, "from_main", lambda work: work())
+        write_responses(responding("whole.jsonl"), RANKS, said.append)
+        expected = (tmp_path / "whole.jsonl").read_bytes()
+        records = [json.loads(line) for line in expected.splitlines()]
+        assert [record["prompt"] for record in records] == texts[:4] + texts[5:]
+        assert len({record["output"] for record in records}) > 4
+        assert any("1 prompts of 10 are empty or too long" in line for line in said)
+        with pytest.raises(UserError, match="exists already"):
+            write_responses(responding("whole.jsonl"), RANKS, said.append)
+
+        patch.setattr(responses, "continue_prompts", stopping_after(2))
+        with pytest.raises(InterruptedError):
+            write_responses(responding("killed.jsonl"), RANKS, said.append)
+        partial = tmp_path / "killed.jsonl.partial"
+        assert partial.read_bytes() == b"".join(expected.splitlines(keepends=True)[:6])
+        with partial.open("ab") as file:
+            file.write(b'{"prompt": "to')
+        patch.setattr(responses, "continue_prompts", continue_prompts)
+        other = generation.GenerationOptions(max_new_tokens=10, seed=6)
+        with pytest.raises(UserError, match="begun with another model, other prompts or other options"):
+            write_responses(responding("killed.jsonl", options=other), RANKS, said.append)
+        write_responses(responding("killed.jsonl", batch=2), RANKS, said.append)
+        assert any("6 of 9 responses are there" in line for line in said)
+    assert (tmp_path / "killed.jsonl").read_bytes() == expected
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def stopping_after(calls: int) -> Callable[..., list[list[int]]]:
+    left = iter(range(calls))
+
+    def run(*arguments: Any, **options: Any) -> list[list[int]]:
+        if next(left, None) is None:
+            raise InterruptedError
+        return continue_prompts(*arguments, **options)
+
+    return run

@@ -1,0 +1,169 @@
+"""A model's responses to the prompts of a file, as training data: SeqKD (arXiv 1606.07947).
+
+A line of the output is an object with `prompt` and `output`.
+
+The responses grow in FILE.partial, block by block in the order of the prompts, beside FILE.partial.json, which says
+what they are made from. After a kill the same command goes on behind the last whole line. What a prompt's response is
+depends on nothing but the model, the prompt, its place in the file and the options; so the file is that of a run that
+was never interrupted, in whatever layout it goes on.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from megaokd.agreement import from_main
+from megaokd.data.tokenizer import encode_prompts, load_tokenizer
+from megaokd.errors import UserError
+from megaokd.evaluation.generation import continue_prompts
+from megaokd.evaluation.loading import ModelLoader
+from megaokd.evaluation.ranks import Ranks
+from megaokd.files import file_sha256, sync_folder, write_whole
+from megaokd.generation.options import GenerationOptions
+from megaokd.models.decoder import Decoder
+
+BLOCK = 64
+"""Prompts of a data-parallel rank between two writes: what a kill costs at most."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, its token ids, and its line in the file, counted from 0: which random numbers it draws."""
+
+    text: str
+    ids: list[int]
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responding:
+    """What is made from what; `batch` rows are generated at a time."""
+
+    model: Path
+    prompts: Path
+    output: Path
+    options: GenerationOptions
+    batch: int = 16
+
+
+def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Write `work.output`, one line a prompt in their order. Collective over the world and `ranks`.
+
+    Prompts that leave no room for `max_new_tokens` are left out, and their number is told. A response that did not end
+    within them stands as it is. Each block costs a gather of its tokens and a broadcast.
+
+    say: tells the user; called on every rank.
+
+    Raises:
+        UserError: the output exists, a file is not what it should be, or what has been begun is of other options.
+    """
+    tokenizer = load_tokenizer(work.model)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{work.model}: the tokenizer has no end-of-text token, so that no response would end")
+    loader = ModelLoader([work.model], tokenizer, ranks)
+    prompts = _read(work, tokenizer, loader.positions - work.options.max_new_tokens, say)
+    done = from_main(lambda: _begin(work))
+    if done:
+        say(f"{work.output}: {done} of {len(prompts)} responses are there; going on behind them")
+    decoder = loader.load(work.model)
+    block = BLOCK * len(ranks.gather(0))
+    for start in range(done, len(prompts), block):
+        chosen = prompts[start : start + block]
+        lines = _respond(decoder, tokenizer, chosen, work, ranks)
+        from_main(lambda lines=lines: _append(_partial(work), lines))  # type: ignore[misc]  # bound now, called now
+        say(f"{work.output}: {start + len(chosen)} of {len(prompts)} responses")
+    from_main(lambda: _finish(work))
+
+
+def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: Callable[[str], None]) -> list[Prompt]:
+    try:
+        lines = work.prompts.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{work.prompts}: cannot be read ({error})") from None
+    texts = {number: _prompt(work.prompts, number, line) for number, line in enumerate(lines) if line.strip()}
+    encoded = zip(texts.items(), encode_prompts(tokenizer, list(texts.values())), strict=True)
+    prompts = [Prompt(text, ids, number) for (number, text), ids in encoded]
+    fitting = [prompt for prompt in prompts if 0 < len(prompt.ids) <= room]
+    if not fitting:
+        raise UserError(f"{work.prompts}: no prompt with room for {work.options.max_new_tokens} new tokens behind it")
+    if len(fitting) < len(prompts):
+        say(f"{work.prompts}: {len(prompts) - len(fitting)} prompts of {len(prompts)} are empty or too long: left out")
+    return fitting
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number + 1}: not JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise UserError(f"{path}, line {number + 1}: an object with the text 'prompt' is expected")
+    text: str = record["prompt"]
+    return text
+
+
+def _respond(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], work: Responding, ranks: Ranks
+) -> list[str]:
+    rows = continue_prompts(
+        decoder,
+        [prompt.ids for prompt in prompts],
+        work.options,
+        ranks,
+        eos_id=int(tokenizer.eos_token_id),
+        batch_size=work.batch,
+        streams=[prompt.line for prompt in prompts],
+    )
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    records = ({"prompt": prompt.text, "output": text} for prompt, text in zip(prompts, texts, strict=True))
+    return [json.dumps(record, ensure_ascii=False) for record in records]
+
+
+def _partial(work: Responding) -> Path:
+    return work.output.with_name(f"{work.output.name}.partial")
+
+
+def _identity(work: Responding) -> Path:
+    return work.output.with_name(f"{work.output.name}.partial.json")
+
+
+def _begin(work: Responding) -> int:
+    """How many responses there are from before; what a kill left of one more is cut off."""
+    if work.output.exists():
+        raise UserError(f"{work.output} exists already; name a file that does not")
+    weights = {file.name: file_sha256(file) for file in sorted(work.model.glob("*.safetensors"))}
+    wanted = {"weights": weights, "prompts": file_sha256(work.prompts), "options": asdict(work.options)}
+    partial, identity = _partial(work), _identity(work)
+    if identity.exists():
+        if json.loads(identity.read_text(encoding="utf-8")) != wanted:
+            raise UserError(
+                f"{partial} was begun with another model, other prompts or other options; delete it and "
+                f"{identity.name}, or repeat that command"
+            )
+        content = partial.read_bytes() if partial.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(partial, whole)
+        return content.count(b"\n")
+    work.output.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    write_whole(identity, json.dumps(wanted, indent=2) + "\n")
+    return 0
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finish(work: Responding) -> None:
+    _partial(work).replace(work.output)
+    _identity(work).unlink()
+    sync_folder(work.output.parent)

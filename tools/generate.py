@@ -1,0 +1,81 @@
+"""`megaokd generate`: a model's responses to the prompts of a JSONL file, as training data.
+
+Under a launcher or without one: the model is split over --tensor processes, and what is left of the processes shares
+the prompts. Every line of the output is an object with `prompt` and `output`, which `megaokd preprocess` reads. Started
+again after a kill, it goes on where it was.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megaokd.cli import run
+from megaokd.config import Parallel, Train
+from megaokd.option_types import count, positive, share
+from megaokd.train_command import run_ranks
+
+if TYPE_CHECKING:
+    from megaokd.mesh import ParallelMesh
+    from megaokd.signals import StopRequest
+
+
+def main(argv: Sequence[str]) -> int:
+    """Generate; rank 0 says how far it is."""
+    options = _parser().parse_args(argv)
+    # After parsing: --help must not wait for torch.
+    from megaokd.evaluation.ranks import Ranks
+    from megaokd.evaluation.responses import Responding, write_responses
+    from megaokd.generation.options import GenerationOptions
+
+    responding = Responding(
+        model=options.model,
+        prompts=options.prompts,
+        output=options.output,
+        options=GenerationOptions(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+        ),
+        batch=options.batch,
+    )
+
+    def work(mesh: "ParallelMesh", _: "StopRequest") -> int:
+        def say(text: str) -> None:
+            if mesh.is_main:
+                print(text, flush=True)
+
+        write_responses(responding, Ranks.of(mesh), say)
+        return 0
+
+    limits = Train(steps=1)
+    return run_ranks(Parallel(tensor=options.tensor), limits.timeout_s, limits.lost_rank_s, work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megaokd generate", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder with its tokenizer")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE.jsonl", help="objects with `prompt`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="must not exist")
+    parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="0: greedy (default: 1)")
+    parser.add_argument("--top-k", type=count, default=0, metavar="K", help="0: all tokens (default)")
+    parser.add_argument("--top-p", type=share, default=1.0, metavar="P", help="default: 1")
+    parser.add_argument("--seed", type=count, default=0, metavar="S", help="of sampling (default: 0)")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="prompts at a time (default: 16)")
+    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="processes the model is split over")
+    return parser
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))
