@@ -2,7 +2,8 @@
 
 `server.py SOCKET` listens. A call is a line of JSON (`argv`, `folder`, `variables`, `check`) with the caller's stdin,
 stdout and stderr; the answer is the exit status. `check` parses a command and does not run it. Training runs are cut to
-two steps and tiny students, the quickstart to what its --smoke makes of it.
+two steps and tiny students, the quickstart to what its --smoke makes of it,
+with one student.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def import_everything() -> None:
     import megaokd.trainer
     from megaokd.tools import quickstart
 
+    quickstart.STUDENTS = {"online distillation": quickstart.STUDENTS["online distillation"]}  # all: its own test
     small = {"hidden_size": 16, "num_layers": 4, "num_heads": 4, "intermediate_size": 32}
     teacher = f"student.architecture={json.dumps({**small, 'hidden_size': 32})}"
     quickstart.SMOKE = dataclasses.replace(
