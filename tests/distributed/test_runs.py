@@ -20,6 +20,7 @@ from megaokd.callbacks.tensorboard import tag
 from megaokd.config_file import load_config, to_dict
 from megaokd.data.dataset import TokenDataset
 from megaokd.evaluation.export_check import check_export
+from megaokd.samples import NO_PIPELINE
 from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
 from tests.support.tiny import TinyWorld
 
@@ -258,8 +259,9 @@ def test_the_page_and_the_monitors_have_the_numbers_of_the_log(uninterrupted: Pa
 
 def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: Path) -> None:
     values = tiny_world.config(tmp_path / "run", teacher={"path": None}, train={"steps": 2})
-    must(torchrun(2, *CLI, write(tmp_path / "run.yaml", values), "parallel.pipeline=2"))
+    must(torchrun(2, *CLI, write(tmp_path / "run.yaml", values), "parallel.pipeline=2", "logging.samples=2"))
     assert check_export(tmp_path / "run") <= 1e-5
+    assert [line["text"] for line in read_journal(tmp_path / "run") if line["kind"] == "message"] == [NO_PIPELINE]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
