@@ -59,7 +59,7 @@ class Shell:
         check = {} if block.reason is None else {"DOCUMENT_CHECK": "1"}
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
-            cwd=folder, env={**self.variables, **check}, capture_output=True, text=True, timeout=120,
+            cwd=folder, env={**self.variables, **check}, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert result.returncode == 0, f"line {block.line}: exit status {result.returncode}\n{text}\n" + (
             f"{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
