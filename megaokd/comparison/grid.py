@@ -76,6 +76,7 @@ class Cell:
         if options.adapted_teacher_of:
             training["teacher_of"] = Cell(self.recipe, options.adapted_teacher_of, self.seed).parts()["training"]
         evaluation = {**to_dict(self.recipe.evaluation), "teacher": self.recipe.teacher}
+        del evaluation["tensor"]  # however a model is split, it is measured alike
         return {"training": training, "evaluation": evaluation}
 
     def check_unchanged(self) -> None:
@@ -100,7 +101,7 @@ class Cell:
             if not self.evaluated:
                 # One that was killed may have left a part of its files.
                 shutil.rmtree(self.evaluation_folder, ignore_errors=True)
-                must(self._evaluation_command(parts["training"]["config"]), write)
+                must(self._evaluation_command(parts["training"]["config"]), write, self.recipe.processes)
         result = {"method": self.method, "seed": self.seed, **cost(self.folder)}
         write_json(self.folder / CELL_FILE, {**result, "evaluation": read_json(self.evaluation_folder / RESULT_FILE)})
 

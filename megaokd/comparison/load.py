@@ -29,6 +29,11 @@ def load_recipe(path: str | Path) -> Recipe:
     recipe = check_values(Recipe, values, origins, str(path))
     if len(set(recipe.seeds)) < len(recipe.seeds):
         raise UserError(f"{origins[('seeds',)]}: seeds = {list(recipe.seeds)}: one of them is there twice")
+    if recipe.processes % recipe.evaluation.tensor:
+        raise UserError(
+            f"{origins[('evaluation', 'tensor')]}: evaluation.tensor = {recipe.evaluation.tensor} does not divide "
+            f"processes = {recipe.processes}"
+        )
     if recipe.reference is not None and recipe.reference not in recipe.methods:
         raise UserError(f"{origins[('reference',)]}: reference = {recipe.reference!r} is no method of this recipe")
     options = _check_options(recipe, origins)

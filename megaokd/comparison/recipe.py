@@ -38,6 +38,8 @@ class EvaluationOptions:
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_length: Positive | None = None
     max_batch_tokens: Positive = 4096
+    tensor: Positive = 1
+    """Processes that a model is split over; what is left of the recipe's shares the data."""
 
     def arguments(self) -> list[str]:
         """For the command line of `megaokd evaluate`."""
@@ -58,7 +60,7 @@ class Recipe:
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     evaluation: EvaluationOptions
     processes: Positive = 1
-    """Of each training run; more than one are started by torchrun."""
+    """Of each training run and evaluation; more than one are started by torchrun."""
     time: Literal["wall", "cpu"] = "wall"
     """What methods are compared by; both are in the table. cpu is for a machine that others use as well."""
 

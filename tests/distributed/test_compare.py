@@ -95,7 +95,7 @@ def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
     values = grid(tiny_world, tmp_path / "grid")
     search = {"candidates": {"objective.student": [{"ce": 1.0}]}, "steps": 2}
     values["base"]["parallel"] = {"tensor": 2}
-    values["evaluation"]["data"] = tiny_world.train
+    values["evaluation"] |= {"data": tiny_world.train, "tensor": 2}
     values |= {"methods": {"sft": {"teacher": {"path": None}, "search": search}}, "seeds": [0], "processes": 2}
     write(tmp_path / "recipe.yaml", values | {"time": "cpu"})
     must(megaokd("compare", tmp_path / "recipe.yaml"))
@@ -105,7 +105,9 @@ def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "cells" / "sft" / "seed-0"
     summary, result = (json.loads((cell / name).read_text()) for name in ("summary.json", "result.json"))
     assert summary["processes"] == 2
-    assert "torchrun --standalone --nproc-per-node=2" in (cell / "output.txt").read_text()
+    for command in ("train", "evaluate"):
+        words = f"torchrun --standalone --nproc-per-node=2 -m megaokd.cli {command} "
+        assert words in (cell / "output.txt").read_text()
     assert result["training_cpu_seconds"] == summary["training_cpu_seconds"] > 0
 
 

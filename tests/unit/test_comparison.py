@@ -64,6 +64,7 @@ def line_of(file: Path, text: str) -> str:
         ("methods__okd__student", {"architecture": {"num_layers": 2}}, "method 'okd' differs from 'sft' in student"),
         ("methods__../up", {"method": "sft"}, "is to name a folder"),
         ("seeds", [1, 2, 1], "one of them is there twice"),
+        ("evaluation__tensor", 2, "evaluation.tensor = 2 does not divide processes = 1"),
         ("reference", "stf", "reference = 'stf' is no method of this recipe"),
         ("methods__okd__like", "stf", "okd.like = 'stf' is to be another method of this recipe: sft"),
         ("methods__okd__like", "okd", "okd.like = 'okd' is to be another method of this recipe: sft"),
@@ -216,6 +217,12 @@ def test_a_search_goes_on_and_needs_one_trial(tmp_path: Path, monkeypatch: pytes
     (search.folder / "choice.json").unlink()
     search.run(print)
     assert len(calls) == 8, "trials that have ended are not run again"
+
+
+def test_how_evaluation_is_split_decides_nothing(tmp_path: Path) -> None:
+    one, two = (load_recipe(write(tmp_path, processes=2, evaluation__tensor=tensor)) for tensor in (1, 2))
+    assert Cell(one, "okd", 0).parts() == Cell(two, "okd", 0).parts()
+    assert two.evaluation.arguments()[-2:] == ["--tensor", "2"]
 
 
 @pytest.mark.parametrize(("time", "steps"), [("wall", 11), ("cpu", 2)])
