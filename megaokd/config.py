@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from megaokd.methods import MethodName
 from megaokd.option_types import check_steps
+from megaokd.options.on_policy import OnPolicy
 from megaokd.options.warnings import Warnings
 from megaokd.terms import ANCHOR, check_term
 
@@ -307,6 +308,8 @@ class Train:
     """Examples of one forward pass on one data-parallel rank."""
     seed: NonNegative = 0
     """Of the initial weights and of the order of the data."""
+    on_policy: OnPolicy | None = None
+    """Steps whose responses the student writes itself; `null`: never."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: matrix products in bf16 (autocast); weights, gradients and optimizer state stay fp32."""
     zero_stage: Literal[1, 2] = 1

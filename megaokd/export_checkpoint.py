@@ -51,7 +51,7 @@ def export_checkpoint(config: Config, mesh: ParallelMesh, *, which: str, what: W
         raise UserError(
             f"{choice.path}: {'; '.join(differences)}. Give the configuration that the run was started with"
         )
-    load_tensors(choice.path, run.engine, mesh, choice.contents.state.step)
+    load_tensors(choice.path, run.engine, mesh, choice.contents.state.step, {})
     teacher = config.teacher
     if what == "student":
         export_student(run, output)

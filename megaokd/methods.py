@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 MethodName = Literal[
     "sft", "forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl", "alpha_mix",
-    "forward_kl_top", "okd_lora", "okd_bottleneck", "okd_head", "pesf_kd",
+    "forward_kl_top", "gkd", "distillm", "okd_lora", "okd_bottleneck", "okd_head", "pesf_kd",
 ]  # fmt: skip
 
 
@@ -19,6 +19,8 @@ class Method:
     teacher: dict[str, float] = field(default_factory=dict)
     """The modules' terms: what is used where the configuration gives none."""
     has_teacher: bool = True
+    on_policy: dict[str, Any] | None = None
+    """Of train.on_policy: what is used where the configuration gives nothing else; None: the data's responses only."""
 
 
 _OKD = {"ce": 1.0, "forward_kl": 0.1}
@@ -28,9 +30,13 @@ METHODS: dict[str, Method] = {
     "reverse_kl": Method({"ce": 1.0, "reverse_kl": 1.0}),
     "jsd": Method({"ce": 1.0, "jsd": 1.0}),
     "tvd": Method({"ce": 1.0, "tvd": 1.0}),
-    # The losses of DistiLLM (arXiv 2402.03898) with its alpha; its use of student-generated output is not among them.
+    # The losses of DistiLLM (arXiv 2402.03898) with its alpha, on the data alone.
     "skew_forward_kl": Method({"ce": 1.0, "skew_forward_kl(0.1)": 1.0}),
     "skew_reverse_kl": Method({"ce": 1.0, "skew_reverse_kl(0.1)": 1.0}),
+    # GKD (arXiv 2306.13649): the generalised JSD alone, half of the batches written by the student.
+    "gkd": Method({"jsd": 1.0}, on_policy={"probability": 0.5}),
+    # DistiLLM with its skewed reverse KL; probability, schedule and buffer as in its authors' code.
+    "distillm": Method({"skew_reverse_kl(0.1)": 1.0}, on_policy={"probability": 0.0, "adaptive": {}}),
     "alpha_mix": Method({"ce": 1.0, "forward_kl": 0.5, "reverse_kl": 0.5}),
     "forward_kl_top": Method({"ce": 1.0, "forward_kl_top(50)": 1.0}),
     "okd_lora": Method({"ce": 1.0, "forward_kl": 1.0}, "lora", _OKD),
@@ -65,15 +71,26 @@ def apply_method(values: dict[str, Any]) -> dict[str, Any]:
         ValueError: the configuration decides otherwise what the method decides.
     """
     method = METHODS.get(values.get("method") or "")
-    objective, teacher = values.get("objective") or {}, values.get("teacher") or {}
-    if method is None or not isinstance(objective, dict) or not isinstance(teacher, dict):
+    objective, teacher, train = (values.get(name) or {} for name in ("objective", "teacher", "train"))
+    if method is None or not all(isinstance(section, dict) for section in (objective, teacher, train)):
         return values
     objective = {"student": method.student, "teacher": method.teacher} | objective
     if objective["student"] != method.student:
         raise ValueError(f"it decides objective.student: {method.student}; leave out one of the two")
     if method.has_teacher and teacher.get("path") is None:
         raise ValueError("it needs a teacher; give teacher.path")
-    return values | {"objective": objective, "teacher": teacher | _teacher(method, teacher)}
+    values = values | {"objective": objective, "teacher": teacher | _teacher(method, teacher)}
+    if method.on_policy is None and "on_policy" not in train:
+        return values
+    return values | {"train": train | {"on_policy": _on_policy(method, train)}}
+
+
+def _on_policy(method: Method, train: dict[str, Any]) -> Any:
+    """Dropped where a method has no use for it, as the size of modules is."""
+    given = train.get("on_policy") or {}
+    if method.on_policy is None:
+        return None
+    return method.on_policy | given if isinstance(given, dict) else given
 
 
 def _teacher(method: Method, teacher: dict[str, Any]) -> dict[str, Any]:

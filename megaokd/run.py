@@ -22,6 +22,9 @@ from megaokd.models.huggingface_config import read_architecture
 from megaokd.pipeline.models import Blueprint, DistillationModels, build_models
 from megaokd.pipeline.schedule import Runner, build_runner, check_micro_batches
 from megaokd.pipeline.stage import DriftStage, Slot
+from megaokd.sampling.adaptive import Schedule
+from megaokd.sampling.check import check_on_policy, terms_on_generated
+from megaokd.sampling.on_policy import OnPolicyBatches
 from megaokd.trunk_cache.fill import Source
 from megaokd.trunk_cache.prepare import prepare_trunks
 from megaokd.trunk_cache.reader import TrunkReader
@@ -42,6 +45,8 @@ class Run:
     drift: "Drift | None"
     validation_trunk: TrunkReader | None
     """What a trunk cache knows of the validation data; `step` holds that of the training data."""
+    on_policy: OnPolicyBatches | None
+    """Writes the student's own responses, if the run trains on them."""
 
 
 @dataclass
@@ -62,6 +67,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     has_teacher = config.teacher.path is not None
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    check_on_policy(config)
+    on_policy = config.train.on_policy
+    generated = terms_on_generated(terms, keep_ce=on_policy.ce) if on_policy is not None else None
     check_backend(config.objective.backend, mesh.device, terms)
     check_monitors(config.deepspeed)
     dataset = open_training_data(config.data)
@@ -84,10 +92,27 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
         deepspeed_options=config.deepspeed,
     )
     groups: tuple[GroupName, ...] = ("student", "online") if online else ("student",)
-    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups, trunk)
+    step = TrainingStep(engine, runner, loss, mesh, config.optimizer, config.train.steps, groups, trunk, generated)
     # With an anchor the loss itself measures the drift.
     drift = _drift(config, models, mesh) if online and not terms.anchor else None
-    return Run(config, mesh, dataset, train, validation, models, engine, step, drift, validation_trunk)
+    writer = _on_policy(config, models, train, mesh)
+    return Run(config, mesh, dataset, train, validation, models, engine, step, drift, validation_trunk, writer)
+
+
+def _on_policy(
+    config: Config, models: DistillationModels, batches: TrainBatches, mesh: ParallelMesh
+) -> OnPolicyBatches | None:
+    options = config.train.on_policy
+    if options is None:
+        return None
+    folder = batches.dataset.tokenizer_path
+    eos_id = load_tokenizer(folder).eos_token_id
+    if eos_id is None:
+        raise UserError(f"{folder}: train.on_policy needs a tokenizer with an end-of-text token")
+    train, schedule = config.train, None
+    if options.adaptive is not None:
+        schedule = Schedule(options.adaptive, options.probability, train.steps, options.max_new_tokens)
+    return OnPolicyBatches(options, models.students[0], batches, mesh, eos_id, train.seed, train.precision, schedule)
 
 
 def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[TrainBatches, ValidationBatches | None]:

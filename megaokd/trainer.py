@@ -17,6 +17,7 @@ from megaokd.checkpoint.identity import new_state
 from megaokd.checkpoint.state import (
     EXPORT_CHECK_FILE,
     MERGED_TEACHER_FOLDER,
+    REPLAY,
     STUDENT_FOLDER,
     TEACHER_ADAPTER_FOLDER,
 )
@@ -55,7 +56,9 @@ class Trainer:
             refuse_checkpoints(self.folder)
         self.run: Run = build_run(config, mesh)
         check_best_metric(config.train, self.run)
-        self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh)
+        self.schedule = self.run.on_policy.schedule if self.run.on_policy is not None else None
+        beside = {REPLAY: self.schedule.replay.table} if self.schedule is not None else {}
+        self.checkpointer = Checkpointer(config.checkpoint, self.run.engine, mesh, beside)
         self.state = new_state(config, self.run)
         self.sampler = TextSampler.build(self.run)
         self.frozen_hash = frozen_weights_hash(self.run.models.teachers) if config.teacher.check_frozen_every else ""
@@ -146,6 +149,11 @@ class Trainer:
         step = self.state.step
         batch = self.run.train_batches.batch(step)
         data_seconds = time.perf_counter() - started
+        origin: dict[str, float] = {}
+        if self.run.on_policy is not None:
+            sampled = self.run.on_policy(step, batch)
+            batch, origin = sampled.batch, sampled.scalars
+            self._note_schedule()
         # A save that failed ends the run as SIGTERM does: all ranks at one step, in the next call of `save`.
         report = self.run.step(step, batch, stop_requested=stop.requested or self.checkpointer.failed)
         self._tell_saved(self.checkpointer.finished())
@@ -165,6 +173,7 @@ class Trainer:
             seconds=seconds,
             memory_bytes=_peak_memory(self.mesh.device),
             data_seconds=data_seconds,
+            origin=origin,
         )
         self.watcher.on_step(record)
         return report
@@ -178,7 +187,14 @@ class Trainer:
         self.state.validated_at = step
         record = validate(self.run, self.state.step, self.sampler)
         self.watcher.on_validation(record)
+        if self.schedule is not None:
+            self.schedule.after_validation(record.metrics["validation/student_ce"])
+            self._note_schedule()
         return judge(record, self.state, self.config.train)
+
+    def _note_schedule(self) -> None:
+        if self.schedule is not None:
+            self.state.on_policy = self.schedule.state
 
     def _stops_early(self) -> bool:
         patience = self.config.train.early_stopping
@@ -202,6 +218,8 @@ class Trainer:
             return []
         state, told = self.checkpointer.resume(self.state)
         self.state = state or self.state
+        if self.schedule is not None and self.state.on_policy:
+            self.schedule.restore(self.state.on_policy)
         return told
 
     def _finish(self) -> None:

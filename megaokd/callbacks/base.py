@@ -20,6 +20,8 @@ class StepRecord:
     seconds: float
     memory_bytes: int
     data_seconds: float = 0.0
+    origin: dict[str, float] = field(default_factory=dict)
+    """With `train.on_policy`: whether the student wrote the responses, and the seconds that it took, on rank 0."""
 
     def scalars(self) -> dict[str, float]:
         """Grouped names and values, as the logs show them."""
@@ -30,6 +32,7 @@ class StepRecord:
         values["speed/loss_tokens_per_second"] = self.tokens / self.seconds
         values["speed/step_seconds"] = self.seconds
         values["speed/data_seconds"] = self.data_seconds
+        values.update(self.origin)
         values["memory/peak_bytes"] = float(self.memory_bytes)
         return values
 

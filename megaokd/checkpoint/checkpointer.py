@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from megaokd.agreement import from_main, together
 from megaokd.callbacks.base import CheckpointRecord
@@ -28,8 +31,16 @@ class Checkpointer:
     as they do on SIGTERM, and the next `save` or `wait` raises on all of them.
     """
 
-    def __init__(self, options: Checkpoint, engine: TrainingEngine, mesh: ParallelMesh) -> None:
+    def __init__(
+        self,
+        options: Checkpoint,
+        engine: TrainingEngine,
+        mesh: ParallelMesh,
+        beside: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.options = options
+        self.beside = beside or {}
+        """Host tensors that every rank holds, saved and filled with the rest."""
         self.folder = Path(options.folder)
         self.engine = engine
         self.mesh = mesh
@@ -51,7 +62,7 @@ class Checkpointer:
         """
         started = time.perf_counter()
         before = self.wait()  # its buffers are needed, and one save at a time is enough
-        tensors = self._host.fill(tensors_to_save(self.engine, self.mesh))
+        tensors = self._host.fill(tensors_to_save(self.engine, self.mesh, self.beside))
         stall = time.perf_counter() - started
         snapshot = copy.deepcopy(state)
 
@@ -109,7 +120,7 @@ class Checkpointer:
             raise UserError(
                 f"{choice.path}: {'; '.join(differences)}. Continue with the same, or choose another checkpoint.folder"
             )
-        load_tensors(choice.path, self.engine, self.mesh, choice.contents.state.step)
+        load_tensors(choice.path, self.engine, self.mesh, choice.contents.state.step, self.beside)
         return choice.contents.state, choice.skipped
 
 

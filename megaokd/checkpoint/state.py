@@ -17,6 +17,8 @@ TEACHER_ADAPTER_FOLDER = "teacher_adapter"
 MERGED_TEACHER_FOLDER = "teacher"
 EXPORT_CHECK_FILE = "export_check.safetensors"
 """Beside it: tokens and the trained student's logits, to check the export by."""
+REPLAY = "on_policy.replay"
+"""The name of the buffer of an adaptive `train.on_policy` among a checkpoint's tensors."""
 PARTIAL, DAMAGED = ".tmp", ".damaged"
 
 # What a checkpoint and the run that continues it must have in common: with any other value the step would stand for
@@ -44,6 +46,8 @@ class RunState:
     validations_without_gain: int = 0
     validated_at: int = 0
     """The step of the last validation."""
+    on_policy: dict[str, float] = field(default_factory=dict)
+    """Of an adaptive `train.on_policy`: its probability, its reference and the rows ever put into its buffer."""
     training_seconds: float = 0.0
     """Wall clock, in training steps alone: no start, validation or waiting for a save."""
     training_cpu_seconds: float = 0.0

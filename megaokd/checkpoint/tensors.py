@@ -2,12 +2,13 @@
 
 student.NAME, online.NAME                      weights, fp32
 student.NAME.exp_avg, student.NAME.exp_avg_sq  AdamW's moments, likewise for online
+on_policy.replay                               int64, the buffer of an adaptive train.on_policy (sampling/replay.py)
 rng.RANK                                       the CPU random state of a rank, uint8; training draws nothing from it
 """
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,13 +27,19 @@ from megaokd.errors import RunError, UserError
 from megaokd.mesh import ParallelMesh
 
 
-def tensors_to_save(engine: TrainingEngine, mesh: ParallelMesh) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_to_save(
+    engine: TrainingEngine, mesh: ParallelMesh, beside: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of all that this rank writes: every global slice once, by the first rank that holds it.
+
+    beside: what every rank holds, on the host.
 
     The data-parallel ranks, which hold the same, take turns. Collective over the data-parallel group (two sums a
     parameter); the tensors share memory with the parameters, or live only until the next one is asked for.
     """
     yield f"rng.{mesh.rank}", torch.get_rng_state()
+    if mesh.is_main:
+        yield from beside.items()
     for index, item in enumerate(engine.parameters):
         moments = optimizer_state.read_moments(item)  # collective: also on ranks that do not write
         mine = mesh.data.rank == index % mesh.data.size
@@ -63,8 +70,12 @@ def own_files(path: Path, rank: int) -> list[Path]:
 
 
 @torch.no_grad()
-def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: int) -> None:
+def load_tensors(
+    path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: int, beside: Mapping[str, torch.Tensor]
+) -> None:
     """Fill weights and optimizer state, from whatever layout wrote them. Collective over the world.
+
+    beside: host tensors that every rank holds; filled where the checkpoint has them.
 
     Raises:
         UserError: a tensor is missing or has another shape: a checkpoint of another model.
@@ -82,8 +93,10 @@ def load_tensors(path: Path, engine: TrainingEngine, mesh: ParallelMesh, step: i
                 targets[key] = GlobalSlice.of(tensor, item.layout)
     reader, rng = HuggingFaceStorageReader(str(path)), f"rng.{mesh.rank}"
     try:
-        if rng in reader.read_metadata().state_dict_metadata:  # a larger world has ranks that the checkpoint never saw
+        known = reader.read_metadata().state_dict_metadata
+        if rng in known:  # a larger world has ranks that the checkpoint never saw
             targets[rng] = torch.get_rng_state()
+        targets.update({name: tensor for name, tensor in beside.items() if name in known})
         with _quiet():
             load(targets, storage_reader=reader)
     except (CheckpointException, RuntimeError, ValueError) as error:

@@ -35,6 +35,7 @@ class Batch:
             0 begins another, and so does the padding. None: one example a row.
         examples: the number of the example in each of this rank's rows, of those in a row one after another where they
             share it; fewer than rows where the last are empty.
+        generated: whether the student has written the responses.
     """
 
     tokens: torch.Tensor
@@ -43,6 +44,7 @@ class Batch:
     input_tokens: int
     positions: torch.Tensor | None = None
     examples: Sequence[Ids] = ()
+    generated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +138,17 @@ class BatchShape:
 
     def packed(self, dataset: ExampleSet, rows: Sequence[Ids]) -> Batch:
         """This rank's contiguous part of a global batch of rows that several examples share."""
-        positions = np.zeros((self.global_batch // self.dp_size, self._width(self.sequence_length)), dtype=np.int64)
+        positions = np.zeros((self.global_batch // self.dp_size, self.width(self.sequence_length)), dtype=np.int64)
         return self._fill(dataset, rows, np.concatenate(rows), self.sequence_length, positions)
 
-    def _width(self, longest: int) -> int:
+    def width(self, longest: int) -> int:
+        """S of a batch whose longest row takes so many positions."""
         return -(-longest // self.bucket) * self.bucket
 
     def _fill(
         self, dataset: ExampleSet, rows: Sequence[Ids] | Ids, examples: Ids, longest: int, positions: Ids | None
     ) -> Batch:
-        width = self._width(longest)
+        width = self.width(longest)
         count = self.global_batch // self.dp_size
         tokens = np.zeros((count, width), dtype=np.int64)
         labels = np.full((count, width), IGNORE, dtype=np.int64)

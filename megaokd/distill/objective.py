@@ -7,8 +7,9 @@ The stop-gradients live in the kernel: the student's loss has a gradient for the
 for the teacher's alone, so adding the two before backward mixes nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,9 +61,17 @@ class Terms:
         anchor = objective.teacher.get(ANCHOR, 0.0) if online else 0.0
         return cls(_terms(student), _terms(teacher), objective.temperature, anchor)
 
+    def without_ce(self) -> "Terms":
+        """The same with cross-entropies that are measured only."""
+        return replace(self, student=_without_ce(self.student), teacher=_without_ce(self.teacher))
+
 
 def _terms(weights: config.Weights) -> tuple[Term, ...]:
     return tuple(_term(name, weight) for name, weight in weights.items())
+
+
+def _without_ce(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    return tuple(replace(term, weight=0.0) if term.kind == "ce" else term for term in terms)
 
 
 def _term(name: str, weight: float) -> Term:
@@ -128,6 +137,15 @@ class HiddenStateLoss:
         measured = metric_names(self.terms.student, self.terms.teacher, has_teacher=self.has_teacher)
         drift = DRIFT_METRICS if self.terms.anchor else ()
         return ("tokens", "student_loss", "teacher_loss", *measured, *drift)
+
+    @contextmanager
+    def with_terms(self, terms: Terms) -> Iterator[None]:
+        """Inside, other weights of the same terms."""
+        before, self.terms = self.terms, terms
+        try:
+            yield
+        finally:
+            self.terms = before
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
         """hidden: what each slot's decoder gives; labels [B, S]; scale: what a token's loss is multiplied by."""

@@ -7,7 +7,7 @@ import torch
 
 from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.data.batches import Batch
-from megaokd.distill.objective import HiddenStateLoss
+from megaokd.distill.objective import HiddenStateLoss, Terms
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.learning_rate import learning_rate
 from megaokd.engine.parameters import GroupName
@@ -31,6 +31,8 @@ class TrainingStep:
     """The parameter groups that this run trains, on whatever rank."""
     trunk: TrunkReader | None = None
     """What a trunk cache knows of the training data."""
+    generated_terms: Terms | None = None
+    """The loss on batches whose responses the student has written."""
 
     def __call__(self, step: int, batch: Batch, *, stop_requested: bool = False) -> StepReport:
         """Forward and backward of both models, reduction, checks, clipping, update.
@@ -40,8 +42,12 @@ class TrainingStep:
         Raises:
             UserError: a loss or gradient is not finite; raised on every rank, before the update.
         """
+        terms = self.loss.terms
+        if batch.generated:
+            assert self.generated_terms is not None
+            terms = self.generated_terms
         scale = self.mesh.data.size / max(1, batch.loss_tokens)
-        with self.engine.accumulate():
+        with self.loss.with_terms(terms), self.engine.accumulate():
             self.runner.forward_backward(*runner_inputs(batch, self.mesh.device, self.trunk), scale=scale)
         report = reduce_report(
             self.loss.names,

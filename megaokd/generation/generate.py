@@ -25,6 +25,9 @@ from megaokd.precision import Precision, autocast
 _LOOK_EVERY = 8
 """On a GPU the host asks only after so many tokens whether all rows have ended: each answer costs a wait."""
 
+_NOISE = 0x67656E
+"""Sets the random numbers of generation apart from others of the same seed."""
+
 
 @torch.no_grad()
 def generate(
@@ -57,6 +60,7 @@ def generate(
     assert all(0 < len(prompt) <= room for prompt in prompts)
     assert decoder.part.first, "generation needs every layer on one rank"
     assert decoder.part.last, "generation needs every layer on one rank"
+    assert decoder.rows is None, "generation needs every row on every rank"
     if not prompts:
         return []
     device = next(decoder.parameters()).device
@@ -156,7 +160,8 @@ class _Passes:
 
 def _uniform(seed: int, streams: Sequence[int], count: int) -> torch.Tensor:
     """fp64 [rows, count] in [0, 1): each row's from a generator of its own."""
-    return torch.from_numpy(np.stack([np.random.default_rng((seed, stream)).random(count) for stream in streams]))
+    generators = (np.random.default_rng((_NOISE, seed, stream)) for stream in streams)
+    return torch.from_numpy(np.stack([generator.random(count) for generator in generators]))
 
 
 def _cut(row: list[int], limit: int, eos_id: int) -> list[int]:

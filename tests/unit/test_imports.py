@@ -17,6 +17,7 @@ ORDER = [
     ["data", "parallel"],
     ["models"],
     ["distill", "generation"],
+    ["sampling"],
     ["pipeline"],
     ["trunk_cache", "cost"],
     ["engine"],
