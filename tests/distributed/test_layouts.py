@@ -199,8 +199,8 @@ def with_short(sections: Sections, world: TinyWorld) -> Sections:
 
 
 def method_config(world: TinyWorld, folder: Path, method: str) -> dict[str, Any]:
-    """One step of a method. All share this file; what a method has no use for in it is ignored."""
-    return {**world.config(folder / method, train={"steps": 1}), "method": method}
+    """One step of a method, on the data's text. All share this file; what a method has no use for in it is ignored."""
+    return {**world.config(folder / method, train={"steps": 1, "validate_every": 1}), "method": method}
 
 
 @pytest.fixture(scope="module")
