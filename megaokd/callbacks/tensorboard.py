@@ -29,6 +29,7 @@ _GROUPS = {
     "learning_rate": "4_optimizer",
     "speed": "5_machine",
     "memory": "5_machine",
+    "on_policy": "2_train",
 }
 _OVERLAID: dict[str, dict[str, tuple[str, ...]]] = {
     "Is it learning?": {
