@@ -41,7 +41,8 @@ def test_a_chart_of_powers_and_of_nothing() -> None:
 
 
 def test_long_series_are_thinned_and_keep_their_end() -> None:
-    (line,) = points(line_chart("long", {"x": [(step, float(step)) for step in range(12345)]}))
+    long, end = [(step, float(step)) for step in range(12345)], [(12344, 12344.0)]
+    line, _ = points(line_chart("long", {"long": long, "end": end}))
     assert len(line) <= 501
     assert line[-1] == (368.0, 34.0)
 
