@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("megaokd.tools.generate", "a model's responses to prompts, as training data"),
     "report": ("megaokd.tools.report", "a run on one page of HTML, from its folder"),
     "compare": ("megaokd.tools.compare", "methods x seeds from the same initial student: one grid, one report"),
+    "plan": ("megaokd.tools.plan", "memory, communication and time of a run on a cluster; the layouts that fit"),
     "benchmark": ("megaokd.tools.benchmark", "speed and memory of the loss, or of a step, beside alternatives"),
     "quickstart": ("megaokd.tools.quickstart", "the whole path on a small real corpus"),
 }

@@ -1,7 +1,7 @@
 """What a rank sends in one training step, by kind and process group.
 
     tensor    a region's border twice a layer each way (`layer_cost`), the embedding, and the loss: a chunk of c tokens
-              gathers 14 fp32 numbers a token and rank (6 without a teacher, 3 more for each two-pass term), and sums
+              gathers 14 fp32 numbers a token and rank (6 without a teacher; see kernels/README.md for terms), and sums
               [c, D] for each model that learns; once a step the partial gradients (docs/design.md, "Sums")
     pipeline  a hidden state [b, S or S/t, D] fp32 for each model and micro-batch forward, its gradient back where one
               is wanted
@@ -22,7 +22,8 @@ from megaokd.cost.setting import Setting
 from megaokd.cost.traffic import Traffic
 from megaokd.distill.objective import HiddenStateLoss
 from megaokd.kernels.linear import chunk_tokens
-from megaokd.kernels.spec import NUM_MIXTURE_SUMS, NUM_STATS, NUM_STUDENT_STATS, distinct_mixtures
+from megaokd.kernels.spec import NUM_MIXTURE_SUMS, LossSpec
+from megaokd.kernels.terms import Term
 
 FP32, FP64 = 4, 8
 BUCKET = 500_000_000
@@ -36,12 +37,13 @@ def step_traffic(setting: Setting, pipeline_rank: int, loss_tokens: Sequence[int
 
     loss_tokens: of each micro-batch of this rank; default: `setting.loss_tokens` in each.
     """
-    tokens = [setting.loss_tokens] * setting.micro_batches if loss_tokens is None else loss_tokens
-    total = _passes(setting, pipeline_rank).times(len(tokens))
+    num = setting.micro_batches if loss_tokens is None else len(loss_tokens)
+    total = (_passes(setting, pipeline_rank) + _between_stages(setting, pipeline_rank)).times(num)
     if setting.config.parallel.num_stages - 1 in setting.own_stages(pipeline_rank):
-        for count in tokens:
+        if loss_tokens is None:
+            total += _loss(setting, setting.loss_tokens).times(num)
+        for count in loss_tokens or ():
             total += _loss(setting, count)
-    total += _between_stages(setting, pipeline_rank).times(len(tokens))
     total += _gradients(setting, pipeline_rank)
     return total + _report(setting)
 
@@ -82,21 +84,22 @@ def _loss(setting: Setting, tokens: int) -> Traffic:
     learn = [setting.student.hidden_size]
     if setting.teacher is not None and any(term.weight for term in setting.terms.teacher):
         learn.append(setting.teacher.hidden_size)
-    two_pass = len(distinct_mixtures(setting.terms.student, setting.terms.teacher))
-    total += _loss_call(setting, tokens, learn, two_pass)
+    total += _loss_call(setting, tokens, learn, (*setting.terms.student, *setting.terms.teacher))
     if anchored and setting.teacher is not None:
-        total += _loss_call(setting, tokens, [setting.teacher.hidden_size], 0)
+        total += _loss_call(setting, tokens, [setting.teacher.hidden_size], ())
     return total
 
 
-def _loss_call(setting: Setting, tokens: int, learn: Sequence[int], two_pass: int) -> Traffic:
+def _loss_call(setting: Setting, tokens: int, learn: Sequence[int], terms: tuple[Term, ...]) -> Traffic:
     """learn: hidden sizes of the models that get a gradient."""
+    spec = LossSpec(terms, (), 1.0, 0, setting.vocab.rows, setting.vocab_size, setting.teacher is not None)
     fused, bf16 = setting.config.objective.fused, setting.config.train.precision == "bf16"
     chunks = loss_chunks(setting, tokens) if fused else min(1, tokens)
-    ranks, numbers = setting.tp.size, NUM_STATS if setting.teacher is not None else NUM_STUDENT_STATS
+    ranks, numbers = setting.tp.size, spec.num_stats + 2 * spec.num_candidates
     total = Traffic.of("all-gather", "tensor", ranks * numbers * tokens * FP32, chunks)
-    if two_pass:
-        total += Traffic.of("all-gather", "tensor", ranks * NUM_MIXTURE_SUMS * two_pass * tokens * FP32, chunks)
+    if spec.mixtures:
+        sums = NUM_MIXTURE_SUMS * len(spec.mixtures)
+        total += Traffic.of("all-gather", "tensor", ranks * sums * tokens * FP32, chunks)
     for size in learn:
         itemsize = 2 if fused and bf16 else FP32
         total += Traffic.of("all-reduce", "tensor", tokens * size * itemsize, chunks if fused else 1)

@@ -8,6 +8,7 @@ Legend: B rows, S positions, T = B S, D hidden size, r rank of an online module.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megaokd.config import LinearName, OnlineModules
 from megaokd.models.architecture import DecoderArchitecture
@@ -66,6 +67,7 @@ class _Tape:
         return self.product(rank, outputs, of_input=True, of_weight=True)
 
 
+@lru_cache(maxsize=4096)
 def layer_work(
     arch: DecoderArchitecture,
     rows: int,

@@ -1,5 +1,7 @@
 """One pass of a micro-batch through a model's slice: what is kept for backward, what the tensor-parallel ranks send."""
 
+from functools import lru_cache
+
 from megaokd.cost.layer_cost import layer_cost
 from megaokd.cost.layer_tape import (
     RESIDUAL,
@@ -15,6 +17,7 @@ from megaokd.cost.parts import Part
 from megaokd.models.architecture import DecoderArchitecture
 
 
+@lru_cache(maxsize=4096)
 def part_cost(part: Part, shape: Shape, *, recompute: bool) -> LayerCost:
     """Embedding, layers, final norm; the heads belong to the loss."""
     total = _embedding(part, shape) if part.part.first else LayerCost()

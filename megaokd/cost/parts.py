@@ -86,6 +86,7 @@ class Held:
         return sum(self.matrices) + sum(self.vectors)
 
 
+@lru_cache(maxsize=4096)
 def held_by(part: Part, vocab: VocabRange, tp: TensorParallel) -> Held:
     """The parameters of a slice on a rank."""
     ends = _ends(part.arch, part.part.first, part.part.last, part.frozen, part.online, vocab, tp)

@@ -51,7 +51,7 @@ class Blueprint:
             UserError: a layout that does not fit, an unsupported model folder, a vocabulary too small.
         """
         teacher = read_architecture(config.teacher.path) if config.teacher.path is not None else None
-        student = _student_architecture(config.student, teacher, vocab_size)
+        student = configured_student(config.student, teacher, vocab_size)
         check_models(config, student, teacher, vocab_size)
         tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
         student_tp, rows = _student_split(config, mesh, tp)
@@ -221,9 +221,8 @@ def _check_student_rows(config: Config) -> None:
         )
 
 
-def _student_architecture(
-    student: Student, teacher: DecoderArchitecture | None, vocab_size: int
-) -> DecoderArchitecture:
+def configured_student(student: Student, teacher: DecoderArchitecture | None, vocab_size: int) -> DecoderArchitecture:
+    """The student that a configuration asks for; vocab_size: of one from scratch."""
     if student.from_teacher is None:
         if student.path is not None:
             return read_architecture(student.path)

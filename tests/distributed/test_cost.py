@@ -46,7 +46,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "recompute": True},
         {"teacher": {"online": {"kind": "head", "rank": 4}}},
     ),
-    "tp2_dp2_recompute": ({"tensor": 2, "recompute": True}, {"train": BF16}),
+    "tp2_dp2_recompute": (
+        {"tensor": 2, "recompute": True},
+        {"train": BF16, "objective": {"student": {"forward_kl_top(5)": 1.0, "jsd": 0.5}}},
+    ),
 }
 
 

@@ -30,7 +30,7 @@ ORDER = [
     ["train_command"],
     ["cli"],
     ["evaluation"],
-    ["benchmark", "comparison"],
+    ["benchmark", "comparison", "planning"],
     ["tools"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
