@@ -30,7 +30,7 @@ def plan_data(plan: Plan, cluster: Cluster) -> dict[str, Any]:
             "loss_fused": loss_memory(setting, fused=True),
             "loss_not_fused": loss_memory(setting, fused=False),
         },
-        "trunk_cache_bytes": None if setting.teacher is None else trunk_bytes(setting, time.positions),
+        "trunk_cache": None if setting.teacher is None else cache_data(plan),
         "traffic": [
             {"pipeline_rank": rank, "kind": kind, "group": group, "calls": volume.calls, "bytes": volume.bytes}
             for rank in sorted({0, last})
@@ -44,6 +44,12 @@ def plan_data(plan: Plan, cluster: Cluster) -> dict[str, Any]:
             "model_flop_utilisation": utilisation(plan, cluster),
         },
     }
+
+
+def cache_data(plan: Plan) -> dict[str, int]:
+    """What a trunk cache takes on disk, whether the run has one or not."""
+    positions = plan.time.positions * plan.config.train.steps
+    return {"bytes_per_token": trunk_bytes(plan.setting, 1), "bytes_of_run": trunk_bytes(plan.setting, positions)}
 
 
 def utilisation(plan: Plan, cluster: Cluster) -> float:
@@ -105,14 +111,23 @@ def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
         ("gradients", "gradients", ""),
         ("optimizer", "optimizer", ""),
         ("activations", "activations", f"{used} recomputation; {_both(memory)}"),
-        ("loss", "loss", f"fused {_gb(memory['loss_fused'])}, not fused {_gb(memory['loss_not_fused'])} on the last"),
+        (
+            "loss",
+            "loss",
+            f"fused {_gb(memory['loss_fused'])}, not fused {_gb(memory['loss_not_fused'])} on the last rank",
+        ),
         ("pipeline buffers", "buffers", ""),
         ("reduction, update", "reduction", "not at the same time as activations and loss"),
         ("peak", "peak", f"{'fits' if data['fits'] else 'DOES NOT FIT'}: {_gb(memory['usable'])} usable"),
     ):
         lines.append(f"  {name:<20}{_gb(memory[key]):>9}  {note}".rstrip())
-    if data["trunk_cache_bytes"] is not None:
-        lines.append(f"  trunk cache on disk: {_gb(data['trunk_cache_bytes'])} GB for the rows of a step, at most")
+    cache = data["trunk_cache"]
+    if cache is not None:
+        lines.append(
+            f"  a trunk cache on disk: {cache['bytes_per_token'] / 1e3:.1f} kB a token; "
+            f"{plan.config.train.steps} steps see at most {cache['bytes_of_run'] / 1e12:.2f} TB, "
+            "an example that comes again once"
+        )
     lines += [
         "",
         "sent in a step by a GPU of a pipeline rank",
@@ -143,9 +158,10 @@ def search_lines(found: Found, count: int, cluster: Cluster) -> list[str]:
     for plan in shown:
         parallel, time = plan.config.parallel, plan.time
         micro = f"{plan.config.train.micro_batch} x {plan.setting.micro_batches}"
+        split, recompute = _yes(parallel.sequence_parallel), _yes(parallel.recompute)
         lines.append(
             f"  {parallel.tensor:>6} {parallel.pipeline:>8} {plan.setting.data_parallel:>4} "
-            f"{parallel.virtual_stages:>6} {_yes(parallel.sequence_parallel):>8} {_yes(parallel.recompute):>9} {micro:>11} "
+            f"{parallel.virtual_stages:>6} {split:>8} {recompute:>9} {micro:>11} "
             f"{plan.memory.peak / GIGA:>5.0f} {time.total * 1e3:>8.0f} {time.tokens_per_second:>9.0f} "
             f"{utilisation(plan, cluster):>6.1%} {time.bubble_share:>6.1%}"
         )

@@ -1,0 +1,164 @@
+"""`megaokd plan`: its parts agree with the whole, the page shows what the commands print, mistakes get one sentence."""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaokd.cli import main
+from megaokd.config import Config
+from megaokd.config_file import load_config
+from megaokd.cost.flops import StepMethod, StepTokens, count_step
+from megaokd.cost.hardware import GPUS, Assumptions, Cluster, find_gpu
+from megaokd.cost.memory import in_flight
+from megaokd.cost.stage_flops import stage_work
+from megaokd.planning.plan import Models, make_plan, make_setting
+from megaokd.planning.search import search
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+EXAMPLE = "docs/examples/plan_70b_to_8b.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def example(*overrides: str) -> Config:
+    return load_config(EXAMPLE, overrides)
+
+
+def cluster(nodes: int = 8, gpu: str = "h100") -> Cluster:
+    return Cluster(find_gpu(gpu), nodes, 8, Assumptions())
+
+
+def shown() -> list[tuple[str, str]]:
+    """(command, what the page says that it prints)."""
+    return re.findall(r"^```bash\n(megaokd plan [^`]+?)\n```\n\n```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "output"), shown(), ids=range(len(shown())))
+def test_the_page_shows_what_the_command_prints(command: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(command.replace("\\\n", ""))[1:]) == 0
+    assert capsys.readouterr().out == output
+
+
+def test_the_page_has_both_clusters() -> None:
+    commands = [command for command, _ in shown()]
+    assert any("--nodes 8 " in f"{command} " for command in commands)
+    assert any("--nodes 64 " in f"{command} " for command in commands)
+
+
+METHODS = {
+    "lora": [],
+    "anchor": ["objective.teacher={ce: 1.0, anchor: 0.5}"],
+    "head": ["teacher.online={kind: head, rank: 4}"],
+    "bottleneck": ["teacher.online={kind: bottleneck, rank: 4, layers: 50}"],
+    "frozen": ["teacher.online=null"],
+    "cached": ["teacher.cache={path: cache}", "parallel.recompute=false"],
+    "interleaved": ["parallel={tensor: 8, pipeline: 4, virtual_stages: 2, schedule: interleaved1f1b}"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_stages_do_the_work_of_the_step(method: str) -> None:
+    """Summed over stages and micro-batches: the FLOPs that tests/unit/test_flops.py compares with torch's counter."""
+    config = example(*METHODS[method])
+    models = Models.read(config)
+    setting = make_setting(config, models, 64, loss_share=0.75)
+    rows = config.train.global_batch
+    tokens = StepTokens(rows, setting.width, setting.loss_tokens * setting.micro_batches * setting.data_parallel)
+    whole = count_step(models.student, models.teacher, tokens, StepMethod.of(config))
+    found = sum(stage_work(setting, stage).total for stage in range(config.parallel.num_stages))
+    assert found * setting.micro_batches * setting.data_parallel == whole.total
+
+
+def test_one_gpu_computes_at_the_assumed_rate() -> None:
+    config = example("parallel={}", "train.micro_batch=1")
+    models = Models.read(config)
+    setting = make_setting(config, models, 1, loss_share=1.0)
+    one = replace(cluster(), nodes=1, gpus_per_node=1)
+    time = make_plan(setting, one).time
+    tokens = StepTokens(512, 4096, 512 * 4096)
+    flops = count_step(models.student, models.teacher, tokens, StepMethod.of(config)).total
+    assert time.compute == pytest.approx(flops / (GPUS["h100"].bf16 * 0.5))
+    assert time.tensor == time.pipeline == time.bubble == time.data == 0.0
+
+
+def test_links_within_a_node_and_between_nodes() -> None:
+    gpu, on = GPUS["h100"], cluster()
+    assert on.bandwidth(8) == gpu.link * 0.7
+    assert on.bandwidth(16) == gpu.network * 0.7
+    assert replace(on, gpus_per_node=6).bandwidth(4) == gpu.network * 0.7  # the second four lie in two nodes
+
+
+@pytest.mark.parametrize(
+    ("layout", "passes"),
+    [
+        ("{tensor: 8, pipeline: 4}", [4, 3, 2, 1]),
+        # Worked by hand: a round of four for the second stage of each rank, two more for each rank behind, one more.
+        ("{tensor: 8, pipeline: 4, virtual_stages: 2, schedule: interleaved1f1b}", [11, 9, 7, 5]),
+    ],
+)
+def test_passes_in_flight(layout: str, passes: list[int]) -> None:
+    config = example(f"parallel={layout}")
+    setting = make_setting(config, Models.read(config), 64, 1.0)
+    assert [in_flight(setting, rank) for rank in range(4)] == passes
+
+
+def test_search_finds_the_configuration_itself_and_ranks() -> None:
+    config = example()
+    models = Models.read(config)
+    found = search(config, models, cluster(), 1.0)
+    own = make_plan(make_setting(config, models, 64, 1.0), cluster())
+    same = [plan for plan in found.plans if plan.config == config]
+    assert [(plan.memory, plan.time) for plan in same] == [(own.memory, own.time)]
+    times = [plan.time.total for plan in found.plans]
+    assert times == sorted(times)
+    assert all(plan.fits(cluster()) for plan in found.plans)
+    assert len(found.plans) < found.tried
+
+
+def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, "--gpu", "h200", "--nodes", "2", "--json", "train.global_batch=64"]) == 0
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)
+    memory, time = data["memory_bytes"], data["time_s"]
+    held = sum(memory[name] for name in ("teacher", "weights", "gradients", "optimizer", "buffers"))
+    assert memory["peak"] == held + max(memory["activations"] + memory["loss"], memory["reduction"])
+    assert memory["activations_with_recompute"] < memory["activations_without_recompute"]
+    parts = ("compute", "tensor", "pipeline", "bubble", "data", "update")
+    assert time["total"] == pytest.approx(sum(time[name] for name in parts))
+
+
+MISTAKES = {
+    ("--gpu", "h1000"): "--gpu h1000: not in the table.*known are h100, h200",
+    ("--gpu", "h100", "--nodes", "0"): "--nodes must be at least 1, not 0",
+    ("--gpu", "h100", "--efficiency", "50"): "--efficiency must be above 0 and at most 1, not 50",
+    ("--gpu", "h100", "--nodes", "3"): r"train.global_batch = 512 is not a multiple of .* 1 x 1|does not divide the 24",
+    ("--gpu", "h100", "--nodes", "3", "--gpus-per-node", "7", "--search", "train.global_batch=8"): (
+        "no layout of 3 nodes of 7 x H100.* can be built: train.global_batch=8"
+    ),
+    ("--gpu", "a100-40", "--search"): r"no layout of 1 nodes of 8 x A100 SXM, 40 GB fits: .* \d+ nodes would do$",
+    (
+        "--gpu",
+        "h100",
+        "--nodes",
+        "8",
+        "parallel.student_tensor=4",
+        "train.micro_batch=2",
+    ): "student_tensor=4: the cost of .* auto to plan",
+    ("--gpu", "h100", "--nodes", "8", "teacher.path=nowhere"): "nowhere/config.json: cannot be read",
+    ("--gpu", "h100", "--nodes", "8", "train.zero_stage=2"): "train.zero_stage=2 needs parallel.pipeline=1",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", EXAMPLE, *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(MISTAKES[arguments], line), line
