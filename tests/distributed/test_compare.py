@@ -22,7 +22,7 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     result = megaokd("compare", recipe)
     assert result.returncode == 1
     assert "broken, seed 0 failed" in result.stderr
-    assert "broken, seed 0" in (folder / "report.md").read_text().partition("## Failed cells")[2]
+    assert "broken, seed 0" in (folder / "report.md").read_text().partition("## Failed: ")[2]
 
     write(recipe, values)
     must(megaokd("compare", recipe))
