@@ -22,6 +22,20 @@ def write_whole(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Plain values as JSON for people to read, by `write_whole`."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def drop_torn_line(path: Path) -> bytes:
+    """Cut off what a full disk or a kill left of a file's last line; what it holds then, nothing without a file."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return content[:whole]
+
+
 def sync_folder(path: Path) -> None:
     """Make a folder's entries durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.pipeline.models import Blueprint, DistillationModels, build_models
-from megaokd.pipeline.schedule import Runner, build_runner, check_micro_batches
+from megaokd.pipeline.schedule import Runner, build_runner, check_bucket, check_micro_batches, check_zero_stage
 from megaokd.pipeline.stage import DriftStage, Slot
 from megaokd.sampling.adaptive import Schedule
 from megaokd.sampling.check import check_on_policy, terms_on_generated
@@ -67,6 +67,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     has_teacher = config.teacher.path is not None
     online = has_teacher and config.teacher.online is not None
     terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    check_zero_stage(config.parallel, config.train.zero_stage)
     check_on_policy(config)
     on_policy = config.train.on_policy
     generated = terms_on_generated(terms, keep_ce=on_policy.ce) if on_policy is not None else None
@@ -105,10 +106,7 @@ def _on_policy(
     options = config.train.on_policy
     if options is None:
         return None
-    folder = batches.dataset.tokenizer_path
-    eos_id = load_tokenizer(folder).eos_token_id
-    if eos_id is None:
-        raise UserError(f"{folder}: train.on_policy needs a tokenizer with an end-of-text token")
+    eos_id = int(load_tokenizer(batches.dataset.tokenizer_path).eos_token_id)
     train, schedule = config.train, None
     if options.adaptive is not None:
         schedule = Schedule(options.adaptive, options.probability, train.steps, options.max_new_tokens)
@@ -117,11 +115,7 @@ def _on_policy(
 
 def _batches(config: Config, dataset: ExampleSet, mesh: ParallelMesh) -> tuple[TrainBatches, ValidationBatches | None]:
     data, train = config.data, config.train
-    if config.parallel.sequence_parallel and data.bucket % mesh.tensor.size:
-        raise UserError(
-            f"data.bucket={data.bucket} must be a multiple of parallel.tensor={mesh.tensor.size} with "
-            "parallel.sequence_parallel, so that every length can be split"
-        )
+    check_bucket(config.parallel, data.bucket)
     shape = BatchShape(
         sequence_length=data.sequence_length,
         bucket=data.bucket,

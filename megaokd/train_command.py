@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from megaokd.config import Config, Parallel
+from megaokd.config import Config, Parallel, Train
 from megaokd.config_file import load_config
 from megaokd.errors import RunError, UserError
 
@@ -38,6 +38,12 @@ def main(argv: Sequence[str]) -> int:
 def run_distributed(config: Config, work: Work) -> int:
     """`run_ranks` in the layout of a run and with its limits."""
     return run_ranks(config.parallel, config.train.timeout_s, config.train.lost_rank_s, work)
+
+
+def run_split(tensor: int, work: Work) -> int:
+    """`run_ranks` with models split over `tensor` processes and replicas on the rest, with the limits of a training."""
+    defaults = Train(steps=1)
+    return run_ranks(Parallel(tensor=tensor), defaults.timeout_s, defaults.lost_rank_s, work)
 
 
 def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work) -> int:

@@ -1,6 +1,5 @@
 """The loop: resume, step, validate, save, export."""
 
-import json
 import resource
 import time
 from enum import IntEnum
@@ -20,6 +19,7 @@ from megaokd.checkpoint.state import (
     REPLAY,
     STUDENT_FOLDER,
     TEACHER_ADAPTER_FOLDER,
+    RunState,
 )
 from megaokd.config import Config
 from megaokd.config_file import to_dict
@@ -27,6 +27,7 @@ from megaokd.engine.report import StepReport
 from megaokd.errors import UserError
 from megaokd.export import export_student, write_export_check
 from megaokd.export_teacher import check_teacher_export, export_adapter, export_merged_teacher
+from megaokd.files import write_json
 from megaokd.mesh import ParallelMesh
 from megaokd.option_types import steps_of
 from megaokd.profiling import PROFILE_FOLDER, StepProfiler
@@ -101,7 +102,7 @@ class Trainer:
         validated_at = self.state.validated_at
         self._validate_if_due()  # one that SIGTERM left out
         if self.state.validated_at != validated_at and saved_at:
-            self.checkpointer.update(self.state)
+            self.checkpointer.update(self._state_to_save())
         while self.state.step < self.config.train.steps and not self._stops_early():
             with self.profiler.step(self.state.step + 1):
                 report = self._step(stop)
@@ -131,7 +132,12 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.training_cpu_seconds += self._take_cpu_seconds()
-        self._tell_saved(self.checkpointer.save(self.state))
+        self._tell_saved(self.checkpointer.save(self._state_to_save()))
+
+    def _state_to_save(self) -> RunState:
+        if self.schedule is not None:
+            self.state.on_policy = self.schedule.state
+        return self.state
 
     def _take_cpu_seconds(self) -> float:
         """What all ranks spent in training steps since the last call. One all-reduce."""
@@ -153,7 +159,6 @@ class Trainer:
         if self.run.on_policy is not None:
             sampled = self.run.on_policy(step, batch)
             batch, origin = sampled.batch, sampled.scalars
-            self._note_schedule()
         # A save that failed ends the run as SIGTERM does: all ranks at one step, in the next call of `save`.
         report = self.run.step(step, batch, stop_requested=stop.requested or self.checkpointer.failed)
         self._tell_saved(self.checkpointer.finished())
@@ -189,12 +194,7 @@ class Trainer:
         self.watcher.on_validation(record)
         if self.schedule is not None:
             self.schedule.after_validation(record.metrics["validation/student_ce"])
-            self._note_schedule()
         return judge(record, self.state, self.config.train)
-
-    def _note_schedule(self) -> None:
-        if self.schedule is not None:
-            self.state.on_policy = self.schedule.state
 
     def _stops_early(self) -> bool:
         patience = self.config.train.early_stopping
@@ -236,7 +236,7 @@ class Trainer:
                 "processes": self.mesh.world_size,
                 "config": to_dict(self.config),
             }
-            (self.folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+            write_json(self.folder / "summary.json", summary)
 
     def _export_teacher(self) -> None:
         teacher, options = self.config.teacher, self.config.checkpoint

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
-from megaokd.config import Parallel, Train
 from megaokd.option_types import count, positive, share
-from megaokd.train_command import run_ranks
+from megaokd.train_command import run_split
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
@@ -51,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
         write_responses(responding, Ranks.of(mesh), say)
         return 0
 
-    limits = Train(steps=1)
-    return run_ranks(Parallel(tensor=options.tensor), limits.timeout_s, limits.lost_rank_s, work)
+    return run_split(options.tensor, work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,12 +1,12 @@
 """The log on disk: log.jsonl, one object a line."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord, WarningRecord
 from megaokd.callbacks.journal import JOURNAL_FILE
+from megaokd.files import drop_torn_line
 
 
 class JsonLog(Callback):
@@ -15,7 +15,7 @@ class JsonLog(Callback):
     def __init__(self, folder: Path, every: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / JOURNAL_FILE
-        _drop_torn_line(path)
+        drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
         self._every = every
 
@@ -47,12 +47,3 @@ class JsonLog(Callback):
     def _write(self, values: dict[str, object]) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a full disk or a kill left of a last line."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)

@@ -12,7 +12,7 @@ from typing import Any
 
 from megaokd.checkpoint.state import RunState
 from megaokd.errors import UserError
-from megaokd.files import file_sha256, json_sha256, write_whole
+from megaokd.files import file_sha256, json_sha256, write_json
 
 FORMAT_VERSION = 2
 STATE_FILE = "state.json"
@@ -51,7 +51,7 @@ def write_contents(path: Path, contents: Contents) -> None:
         "files": {name: asdict(entry) for name, entry in sorted(contents.files.items())},
     }
     values["sha256"] = json_sha256(values)
-    write_whole(path / STATE_FILE, json.dumps(values, indent=2))
+    write_json(path / STATE_FILE, values)
 
 
 def read_contents(path: Path) -> Contents:

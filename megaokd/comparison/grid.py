@@ -21,10 +21,10 @@ from megaokd.comparison.work import (
     read_json,
     train,
     trained,
-    write_json,
 )
 from megaokd.config_file import to_dict
 from megaokd.evaluation.report import RESULT_FILE
+from megaokd.files import write_json
 
 CELL_FILE = "result.json"
 

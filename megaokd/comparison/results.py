@@ -1,11 +1,11 @@
 """What the cells of a grid measured, gathered: means and intervals over seeds, curves over steps."""
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaokd.callbacks.journal import read_journal
 from megaokd.comparison.grid import Cell, cells, read_result
 from megaokd.comparison.recipe import Recipe
 from megaokd.comparison.search import SearchRun, read_choice
@@ -128,12 +128,11 @@ def _present(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Mea
 
 
 def _curves(cell: Cell) -> dict[str, Curve]:
-    """Every number of log.jsonl by step. Steps that were done again after a kill count as the last time."""
+    """Every number of the run's log by step."""
     curves: dict[str, Curve] = {}
-    for line in (cell.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_journal(cell.folder):
         if record["kind"] in ("train", "validation"):
             for name, value in record.items():
                 if "/" in name:
                     curves.setdefault(name, {})[record["step"]] = value
-    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+    return curves

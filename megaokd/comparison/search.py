@@ -4,12 +4,12 @@ FOLDER/search/METHOD/trial-1/     a training run, without export or evaluation
 FOLDER/search/METHOD/choice.json  every trial's settings and value, and what was chosen; once written, it stands
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megaokd.callbacks.journal import JOURNAL_FILE, read_journal
 from megaokd.comparison.entry import Search
 from megaokd.comparison.recipe import Recipe
 from megaokd.comparison.work import (
@@ -24,9 +24,9 @@ from megaokd.comparison.work import (
     read_json,
     train,
     trained,
-    write_json,
 )
 from megaokd.config_file import to_dict
+from megaokd.files import write_json
 
 CHOICE_FILE = "choice.json"
 
@@ -112,7 +112,7 @@ class SearchRun:
             if error.status == INTERRUPTED:
                 raise
             return {"value": None, "failure": str(error)}
-        return {"value": _last(folder / "log.jsonl", self.options.metric), **cost(folder)}
+        return {"value": _last(folder, self.options.metric), **cost(folder)}
 
     def _config(self, chosen: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = self.recipe.values(self.method, self.seed, folder, chosen=chosen, steps=self.options.steps)
@@ -130,15 +130,17 @@ def read_choice(recipe: Recipe, method: str) -> dict[str, Any]:
     return read_json(recipe.search_folder(method) / CHOICE_FILE)
 
 
-def _last(log: Path, metric: str) -> float:
+def _last(folder: Path, metric: str) -> float:
     """The value of `metric` in the last record that has it.
 
     Raises:
         CellError: no record has.
     """
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = read_journal(folder)
     values = [record[metric] for record in records if metric in record]
     if not values:
         known = sorted({name for record in records if record["kind"] == "validation" for name in record if "/" in name})
-        raise CellError(f"search.metric: {log} has no {metric!r}; it has {', '.join(known)}", INTERRUPTED)
+        raise CellError(
+            f"search.metric: {folder / JOURNAL_FILE} has no {metric!r}; it has {', '.join(known)}", INTERRUPTED
+        )
     return float(values[-1])

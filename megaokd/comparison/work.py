@@ -10,7 +10,6 @@ import yaml
 
 from megaokd.comparison.recipe import TIMES
 from megaokd.errors import UserError
-from megaokd.files import write_whole
 from megaokd.subcommand import run_command, shown_command
 
 PARTS_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "cell.json", "config.yaml", "output.txt", "summary.json"
@@ -113,11 +112,6 @@ def cost(folder: Path) -> dict[str, Any]:
     """Updates and both training times of a run that has ended."""
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     return {name: summary[name] for name in ("steps", *TIMES.values())}
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Complete or absent."""
-    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

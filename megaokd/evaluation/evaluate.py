@@ -166,7 +166,7 @@ def _with_generations(
     generations: list[Generation] = []
     parts = []
     for sampling in options.samplings:
-        outputs = continue_prompts(model, ids, sampling, ranks, eos_id=_eos_id(tokenizer))
+        outputs = continue_prompts(model, ids, sampling, ranks, eos_id=int(tokenizer.eos_token_id))
         texts = [text_of(tokenizer, output) for output in outputs]
         parts.append(measure_texts([prompt.references for prompt in chosen], texts))
         generations += [
@@ -179,11 +179,6 @@ def _with_generations(
             for prompt, text in zip(chosen, texts, strict=True)
         ]
     return replace(result, generations=tuple(generations), texts=mean_over_seeds(parts))
-
-
-def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """-1, which no token is, where the tokenizer has none."""
-    return -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

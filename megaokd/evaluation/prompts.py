@@ -42,19 +42,31 @@ def read_prompts(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[P
     Raises:
         UserError: no such file, or a line that is not of that form, named by its number.
     """
+    records = prompt_records(path)
+    if not records:
+        raise UserError(f"{path}: no prompt in the whole file")
+    references = [_references(f"{path}, line {number}", record) for number, record in records]
+    encoded = encode_prompts(tokenizer, [record["prompt"] for _, record in records])
+    for (number, _), ids in zip(records, encoded, strict=True):
+        if not ids:
+            raise UserError(f"{path}, line {number}: the prompt has no token, and the tokenizer no begin of sequence")
+    parts = zip(encoded, records, references, strict=True)
+    return [Prompt(ids, record["prompt"], texts) for ids, (_, record), texts in parts]
+
+
+def prompt_records(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with a text `prompt`, and the numbers of their lines; empty lines left out.
+
+    Raises:
+        UserError: no such file, or a line that is not of that form, named by its number.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which knows more ends of a line than JSONL has.
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise UserError(f"{path}: no prompt in the whole file")
-    records = [_parse(f"{path}, line {number}", line) for number, line in numbered]
-    encoded = encode_prompts(tokenizer, [text for text, _ in records])
-    for (number, _), ids in zip(numbered, encoded, strict=True):
-        if not ids:
-            raise UserError(f"{path}, line {number}: the prompt has no token, and the tokenizer no begin of sequence")
-    return [Prompt(ids, *record) for ids, record in zip(encoded, records, strict=True)]
+    return [(number, _parse(f"{path}, line {number}", line)) for number, line in numbered]
 
 
 def spread(prompts: Sequence[Prompt], count: int, room: int, max_new_tokens: int) -> list[Prompt]:
@@ -78,14 +90,18 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _parse(where: str, line: str) -> tuple[str, tuple[str, ...]]:
+def _parse(where: str, line: str) -> dict[str, Any]:
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise UserError(f"{where}: an object with the text 'prompt' is expected")
+    return record
+
+
+def _references(where: str, record: dict[str, Any]) -> tuple[str, ...]:
     references = record.get("references", [record.get("response", record.get("output"))])
     if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
         raise UserError(f"{where}: 'references' (a list of texts), 'response' or 'output' is expected")
-    return record["prompt"], tuple(references)
+    return tuple(references)

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +21,9 @@ from megaokd.data.tokenizer import encode_prompts, load_tokenizer
 from megaokd.errors import UserError
 from megaokd.evaluation.generation import continue_prompts
 from megaokd.evaluation.loading import ModelLoader
+from megaokd.evaluation.prompts import prompt_records
 from megaokd.evaluation.ranks import Ranks
-from megaokd.files import file_sha256, sync_folder, write_whole
+from megaokd.files import drop_torn_line, file_sha256, sync_folder, write_json
 from megaokd.generation.options import GenerationOptions
 from megaokd.models.decoder import Decoder
 
@@ -63,8 +63,6 @@ def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) 
         UserError: the output exists, a file is not what it should be, or what has been begun is of other options.
     """
     tokenizer = load_tokenizer(work.model)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{work.model}: the tokenizer has no end-of-text token, so that no response would end")
     loader = ModelLoader([work.model], tokenizer, ranks)
     prompts = _read(work, tokenizer, loader.positions - work.options.max_new_tokens, say)
     done = from_main(lambda: _begin(work))
@@ -81,30 +79,15 @@ def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) 
 
 
 def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: Callable[[str], None]) -> list[Prompt]:
-    try:
-        lines = work.prompts.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{work.prompts}: cannot be read ({error})") from None
-    texts = {number: _prompt(work.prompts, number, line) for number, line in enumerate(lines) if line.strip()}
-    encoded = zip(texts.items(), encode_prompts(tokenizer, list(texts.values())), strict=True)
-    prompts = [Prompt(text, ids, number) for (number, text), ids in encoded]
+    texts = [(number, record["prompt"]) for number, record in prompt_records(work.prompts)]
+    encoded = encode_prompts(tokenizer, [text for _, text in texts])
+    prompts = [Prompt(text, ids, number - 1) for (number, text), ids in zip(texts, encoded, strict=True)]
     fitting = [prompt for prompt in prompts if 0 < len(prompt.ids) <= room]
     if not fitting:
         raise UserError(f"{work.prompts}: no prompt with room for {work.options.max_new_tokens} new tokens behind it")
     if len(fitting) < len(prompts):
         say(f"{work.prompts}: {len(prompts) - len(fitting)} prompts of {len(prompts)} are empty or too long: left out")
     return fitting
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number + 1}: not JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError(f"{path}, line {number + 1}: an object with the text 'prompt' is expected")
-    text: str = record["prompt"]
-    return text
 
 
 def _respond(
@@ -145,14 +128,10 @@ def _begin(work: Responding) -> int:
                 f"{partial} was begun with another model, other prompts or other options; delete it and "
                 f"{identity.name}, or repeat that command"
             )
-        content = partial.read_bytes() if partial.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(partial, whole)
-        return content.count(b"\n")
+        return drop_torn_line(partial).count(b"\n")
     work.output.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
-    write_whole(identity, json.dumps(wanted, indent=2) + "\n")
+    write_json(identity, wanted)
     return 0
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from megaokd.files import file_sha256, write_whole
+from megaokd.files import file_sha256, write_json
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.weight_folder import WeightFolder
 
@@ -25,7 +25,7 @@ def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
         total.update(f"{path.name}:{known[key]}\n".encode())
     if known != cache:
         cache_folder.mkdir(parents=True, exist_ok=True)
-        write_whole(cache_path, json.dumps(known, indent=2))
+        write_json(cache_path, known)
     return total.hexdigest()
 
 

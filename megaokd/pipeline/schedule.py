@@ -76,6 +76,21 @@ def check_micro_batches(parallel: Parallel, micro_batches: int) -> None:
         )
 
 
+def check_zero_stage(parallel: Parallel, zero_stage: int) -> None:
+    """Refuse ZeRO-2 with a pipeline."""
+    if zero_stage == 2 and parallel.pipeline > 1:
+        raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
+
+
+def check_bucket(parallel: Parallel, bucket: int) -> None:
+    """Refuse lengths that sequence parallelism cannot split."""
+    if parallel.sequence_parallel and bucket % parallel.tensor:
+        raise UserError(
+            f"data.bucket={bucket} must be a multiple of parallel.tensor={parallel.tensor} with "
+            "parallel.sequence_parallel, so that every length can be split"
+        )
+
+
 class MicroBatchLoop:
     """One stage: gradient accumulation over micro-batches."""
 

@@ -16,7 +16,7 @@ from megaokd.mesh import data_parallel_size
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.pipeline.models import check_models, configured_student
-from megaokd.pipeline.schedule import check_micro_batches
+from megaokd.pipeline.schedule import check_bucket, check_micro_batches, check_zero_stage
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,8 @@ def make_setting(config: Config, models: Models, processes: int, loss_share: flo
     )
     check_micro_batches(parallel, train.global_batch // (train.micro_batch * replicas))
     check_models(config, models.student, models.teacher, models.vocab_size)
-    if parallel.sequence_parallel and data.bucket % parallel.tensor:
-        raise UserError(
-            f"data.bucket={data.bucket} must be a multiple of parallel.tensor={parallel.tensor} with "
-            "parallel.sequence_parallel, so that every length can be split"
-        )
-    if train.zero_stage == 2 and parallel.pipeline > 1:
-        raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
+    check_bucket(parallel, data.bucket)
+    check_zero_stage(parallel, train.zero_stage)
     width = data.widest_batch
     loss_tokens = max(1, round(train.micro_batch * width * loss_share))
     return Setting(config, models.student, models.teacher, models.vocab_size, processes, width, loss_tokens, GPU_BUDGET)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from megaokd.data.order import Ids
-from megaokd.files import json_sha256, write_whole
+from megaokd.files import json_sha256, write_json
 from megaokd.precision import DTYPES
 
 FORMAT_VERSION = 1
@@ -73,7 +73,7 @@ class TrunkStore:
             with partial.open("wb") as file:
                 file.truncate(size)
             partial.replace(self.folder / name)
-        write_whole(self.folder / MANIFEST, json.dumps(self._manifest(key), indent=2))
+        write_json(self.folder / MANIFEST, self._manifest(key))
 
     def open(self, *, write: bool = False) -> "TrunkStore":
         """Open the files; returns itself."""
