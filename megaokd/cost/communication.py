@@ -21,13 +21,12 @@ from megaokd.cost.parts import Held, held_by
 from megaokd.cost.setting import Setting
 from megaokd.cost.traffic import Traffic
 from megaokd.distill.objective import HiddenStateLoss
+from megaokd.engine.buckets import reduce_bucket_size
 from megaokd.kernels.linear import chunk_tokens
 from megaokd.kernels.spec import NUM_MIXTURE_SUMS, LossSpec
 from megaokd.kernels.terms import Term
 
 FP32, FP64 = 4, 8
-BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at a time unless `zero_optimization.reduce_bucket_size` says otherwise."""
 PADDING = 2
 """Elements a replica to whose multiple DeepSpeed pads an optimizer group."""
 
@@ -161,15 +160,17 @@ def _gradients(setting: Setting, pipeline_rank: int) -> Traffic:
     if setting.data_parallel > 1:
         groups = [g for g in (student.matrices, student.vectors, teacher.matrices, teacher.vectors) if g]
         elements = [count for group in groups for count in group]
-        total += Traffic.of("all-reduce", "data", sum(elements) * FP32, count_buckets(elements, bucket_size(setting)))
+        buckets = count_buckets(elements, bucket_size(setting, sum(elements)))
+        total += Traffic.of("all-reduce", "data", sum(elements) * FP32, buckets)
         gathered = sum(padded(sum(group), setting.data_parallel) for group in groups)
         total += Traffic.of("all-gather", "data", gathered * FP32, len(groups))
     return total
 
 
-def bucket_size(setting: Setting) -> int:
-    """Elements of DeepSpeed's buckets."""
-    return int(setting.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET))
+def bucket_size(setting: Setting, num_trained: int) -> int:
+    """Elements of DeepSpeed's buckets on a rank that trains `num_trained`."""
+    zero = setting.config.deepspeed.get("zero_optimization", {})
+    return int(zero.get("reduce_bucket_size", reduce_bucket_size(num_trained)))
 
 
 def count_buckets(elements: Sequence[int], size: int) -> int:

@@ -55,7 +55,7 @@ def rank_memory(setting: Setting, pipeline_rank: int) -> RankMemory:
     trained = student.trained + teacher.trained
     stored = 2 if setting.config.teacher.dtype == "bfloat16" else FP32
     owned = -(-trained // setting.data_parallel)
-    bucket = bucket_size(setting)
+    bucket = bucket_size(setting, trained)
     is_last = setting.config.parallel.num_stages - 1 in setting.own_stages(pipeline_rank)
     return RankMemory(
         teacher=teacher.frozen * stored,

@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 
 from megaokd.config import Optimizer, OptimizerGroup
 from megaokd.engine import optimizer_state
+from megaokd.engine.buckets import reduce_bucket_size
 from megaokd.engine.gradients import sum_partial_gradients, sum_row_gradients, sum_tied_gradients
 from megaokd.engine.monitors import without_monitors
 from megaokd.engine.parameters import GROUPS, GroupName, TrainableParameter
@@ -33,7 +34,6 @@ _OWN_KEYS = (
     "fp16", "bf16", "torch_autocast", "gradient_clipping", "pipeline", "amp", "data_types", "communication_data_type",
     "prescale_gradients", "gradient_predivide_factor", "zero_allow_untested_optimizer",
 )  # fmt: skip
-_BUCKET = 500_000_000  # DeepSpeed's default, elements
 _OWN_ZERO_KEYS = ("stage", "compute_grad_norm", "offload_param", "offload_optimizer")
 
 
@@ -148,8 +148,6 @@ def _optimizer_groups(
 def _deepspeed_config(
     zero_stage: int, mesh: ParallelMesh, options: Mapping[str, Any], num_trained: int
 ) -> dict[str, Any]:
-    if zero_stage == 2 and mesh.pipeline.size > 1:
-        raise UserError("train.zero_stage=2 needs parallel.pipeline=1; use zero_stage=1 with pipeline stages")
     zero = options.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise UserError(f"deepspeed.zero_optimization = {zero!r}: expected a mapping of DeepSpeed's ZeRO options")
@@ -165,8 +163,7 @@ def _deepspeed_config(
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
-            # Allocated whole in every step: 2 GB by default, however few parameters there are to reduce.
-            "reduce_bucket_size": min(_BUCKET, max(1, num_trained)),
+            "reduce_bucket_size": reduce_bucket_size(num_trained),
             **zero,
             "stage": zero_stage,
             "compute_grad_norm": False,

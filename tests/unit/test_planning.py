@@ -14,8 +14,9 @@ from megaokd.config import Config
 from megaokd.config_file import load_config
 from megaokd.cost.flops import StepMethod, StepTokens, count_step
 from megaokd.cost.hardware import GPUS, Assumptions, Cluster, find_gpu
-from megaokd.cost.memory import in_flight
+from megaokd.cost.memory import in_flight, rank_memory
 from megaokd.cost.stage_flops import stage_work
+from megaokd.engine.buckets import DEEPSPEED_BUCKET
 from megaokd.planning.plan import Models, make_plan, make_setting
 from megaokd.planning.search import search
 
@@ -76,6 +77,20 @@ def test_the_stages_do_the_work_of_the_step(method: str) -> None:
     whole = count_step(models.student, models.teacher, tokens, StepMethod.of(config))
     found = sum(stage_work(setting, stage).total for stage in range(config.parallel.num_stages))
     assert found * setting.micro_batches * setting.data_parallel == whole.total
+
+
+def test_the_reduction_buffer_is_no_larger_than_what_is_reduced() -> None:
+    """As the engine has it: DeepSpeed's bucket of 2 GB only where there are so many parameters."""
+    config = example(
+        "parallel={}",
+        "student.architecture={hidden_size: 64, num_layers: 2, num_heads: 4, max_positions: 4096}",
+        "student.path=null",
+    )
+    models = Models.read(config)
+    memory = rank_memory(make_setting(config, models, 64, loss_share=1.0), 0)
+    trained = memory.weights // 4
+    assert trained < DEEPSPEED_BUCKET
+    assert memory.reduction == 4 * (2 * trained + 3 * -(-trained // 64))
 
 
 def test_one_gpu_computes_at_the_assumed_rate() -> None:
