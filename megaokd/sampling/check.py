@@ -3,6 +3,7 @@
 from megaokd.config import Config
 from megaokd.distill.objective import Terms
 from megaokd.errors import UserError
+from megaokd.generation.options import NEEDS_WHOLE_ROWS
 
 
 def check_on_policy(config: Config) -> None:
@@ -16,7 +17,7 @@ def check_on_policy(config: Config) -> None:
             "use parallel.tensor and data parallelism"
         )
     elif config.parallel.student_ranks < config.parallel.tensor:
-        reason = "needs parallel.student_tensor equal to parallel.tensor: generation does not split rows over groups"
+        reason = NEEDS_WHOLE_ROWS
     elif config.data.packing:
         reason = "needs data.packing=false: each row is one prompt that the student continues"
     elif config.train.on_policy.adaptive is not None and not config.train.validate_every:

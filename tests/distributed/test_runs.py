@@ -309,6 +309,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "layers": (("parallel.pipeline=2", "parallel.virtual_stages=3", "parallel.schedule=interleaved1f1b"), "4 layers"),
     "world size": (("parallel.tensor=3",), "does not divide the 2 processes"),
+    "samples of a split student": (
+        ("parallel.tensor=2", "parallel.student_tensor=1", "logging.samples=1"),
+        "logging.samples needs parallel.student_tensor equal to parallel.tensor",
+    ),
     "own keys": (("parallel.tensor=2", "deepspeed={bf16: {enabled: true}}"), "deepspeed.bf16 is set by"),
     "NaN": (("parallel.tensor=2", "optimizer.student.lr=1e30", "optimizer.student.clip=0"), "no update was made"),
 }
