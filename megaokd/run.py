@@ -11,7 +11,6 @@ from megaokd.data.mixture import ExampleSet, open_dataset, open_training_data
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
 from megaokd.distill.objective import HiddenStateLoss, Terms, check_backend
 from megaokd.engine.engine import TrainingEngine
-from megaokd.engine.monitors import check_monitors
 from megaokd.engine.parameters import GroupName, trainable_parameters
 from megaokd.engine.step import TrainingStep
 from megaokd.errors import UserError
@@ -72,7 +71,6 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     on_policy = config.train.on_policy
     generated = terms_on_generated(terms, keep_ce=on_policy.ce) if on_policy is not None else None
     check_backend(config.objective.backend, mesh.device, terms)
-    check_monitors(config.deepspeed)
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)

@@ -23,6 +23,7 @@ from megaokd.checkpoint.state import (
 )
 from megaokd.config import Config
 from megaokd.config_file import to_dict
+from megaokd.engine.monitors import check_monitors
 from megaokd.engine.report import StepReport
 from megaokd.errors import UserError
 from megaokd.export import export_student, write_export_check
@@ -53,6 +54,7 @@ class Trainer:
         self.mesh = mesh
         self.folder = Path(config.checkpoint.folder)
         check_teacher_export(config)
+        check_monitors(config.deepspeed)
         if config.train.resume == "never":
             refuse_checkpoints(self.folder)
         self.run: Run = build_run(config, mesh)
