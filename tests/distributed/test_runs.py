@@ -299,6 +299,23 @@ def test_nan_is_traced_to_the_rank_it_came_from(tiny_world: TinyWorld, tmp_path:
     assert "(seen on ranks: 1)" in result.stderr
 
 
+def test_the_interpreter_is_not_taken_down_beside_threads_of_gloo(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Where it is, one run in many aborts after its end; what wants to know of the exit is told all the same."""
+    program = broken_training(
+        tmp_path,
+        "import atexit\n"
+        "atexit.register(print, 'exit functions were called', flush=True)\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        print('the interpreter was taken down', flush=True)\n"
+        "last = Last()\n",
+    )
+    config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run"))
+    result = must(torchrun(2, program, config, "train.steps=1", timeout=120))
+    assert result.stdout.count("exit functions were called") == 2
+    assert "the interpreter was taken down" not in result.stdout
+
+
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown key": (("parallel.tensr=2",), "did you mean 'tensor'"),
     "missing data": (("data.train=/nowhere",), "/nowhere"),
