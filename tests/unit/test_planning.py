@@ -55,6 +55,22 @@ def test_the_page_has_both_clusters() -> None:
     assert any("--nodes 64 " in f"{command} " for command in commands)
 
 
+def constants_row(name: str) -> str:
+    """A GPU's row of the page's table."""
+    gpu = GPUS[name]
+    giga, tera = (gpu.memory, gpu.link, gpu.network), (gpu.bf16, gpu.fp32, gpu.bandwidth)
+    memory, link, network = (value / 1e9 for value in giga)
+    rates = [memory, *(value / 1e12 for value in tera), link, network]
+    return f"| {' | '.join([f'`{name}`', gpu.name, *(f'{rate:g}' for rate in rates), gpu.sheet, gpu.system])} |"
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_the_page_has_the_constants_and_their_sources(name: str) -> None:
+    assert f"\n{constants_row(name)}\n" in PAGE
+    assert "https://" in GPUS[name].sheet
+    assert "https://" in GPUS[name].system or GPUS[name].system.startswith(("assumed:", "the same:"))
+
+
 METHODS = {
     "lora": [],
     "anchor": ["objective.teacher={ce: 1.0, anchor: 0.5}"],
