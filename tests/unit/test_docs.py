@@ -19,6 +19,7 @@ from megaokd.mesh import data_parallel_size
 from megaokd.methods import METHODS
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.pipeline.schedule import check_micro_batches
+from megaokd.sampling.check import check_on_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,7 +97,9 @@ def test_recipes_are_configurations(recipe: Path) -> None:
 def test_recipes_of_comparisons_are_valid(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     for name in loaded.methods:
-        check_layout(parse_config(loaded.values(name, loaded.seeds[0], Path("cell"))), loaded.processes)
+        values = parse_config(loaded.values(name, loaded.seeds[0], Path("cell")))
+        check_layout(values, loaded.processes)
+        check_on_policy(values)
 
 
 def test_every_key_of_a_comparison_is_documented() -> None:
