@@ -88,6 +88,8 @@ class Assumptions:
     """Of the bandwidth of links, network and memory."""
     latency_s: float = 20e-6
     """Of a collective or a message, in addition."""
+    call_s: float = 10e-6
+    """Of the host, to start one kernel: Python, torch's dispatcher and the driver."""
     usable_memory: float = 0.9
     """The rest is the driver's, the libraries' and lost to fragments."""
 
