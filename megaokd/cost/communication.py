@@ -3,6 +3,10 @@
     tensor    a region's border twice a layer each way (`layer_cost`), the embedding, and the loss: a chunk of c tokens
               gathers 14 fp32 numbers a token and rank (6 without a teacher; see kernels/README.md for terms), and sums
               [c, D] for each model that learns; once a step the partial gradients (docs/design.md, "Sums")
+    trunk     the same of a student that is split less than its teacher: its layers' borders, over its ranks alone
+    rows      and over its groups of ranks, fp32: the embedding's rows scattered, [b, S, D], gathered in backward; the
+              loss tokens gathered, [T, D] as if every group had as many as the fullest; once a step the trunk's
+              gradients, in buckets
     pipeline  a hidden state [b, S or S/t, D] fp32 for each model and micro-batch forward, its gradient back where one
               is wanted
     data      4 bytes a trained parameter reduced, in buckets; then the updated parameters gathered, each optimizer
@@ -16,6 +20,7 @@ ZeRO-1 and ZeRO-2 send the same: gradients are reduced once, after the last micr
 
 from collections.abc import Sequence
 
+from megaokd.cost.layer_tape import Shape
 from megaokd.cost.part_cost import part_cost
 from megaokd.cost.parts import Held, held_by
 from megaokd.cost.setting import Setting
@@ -25,33 +30,49 @@ from megaokd.engine.buckets import reduce_bucket_size
 from megaokd.kernels.linear import chunk_tokens
 from megaokd.kernels.spec import NUM_MIXTURE_SUMS, LossSpec
 from megaokd.kernels.terms import Term
+from megaokd.models.architecture import DecoderArchitecture
+from megaokd.parallel.rows import ROW_BUCKET
 
 FP32, FP64 = 4, 8
 PADDING = 2
 """Elements a replica to whose multiple DeepSpeed pads an optimizer group."""
 
 
-def step_traffic(setting: Setting, pipeline_rank: int, loss_tokens: Sequence[int] | None = None) -> Traffic:
+LossTokens = tuple[int, ...]
+"""Loss tokens of a micro-batch, those of each row group apart; of one group, one number."""
+
+
+def step_traffic(setting: Setting, pipeline_rank: int, loss_tokens: Sequence[LossTokens] | None = None) -> Traffic:
     """What a rank of this pipeline stage sends in a step; groups of one rank send nothing.
 
-    loss_tokens: of each micro-batch of this rank; default: `setting.loss_tokens` in each.
+    loss_tokens: of each micro-batch of this rank; default: `setting.loss_tokens` in each, shared evenly.
     """
+    return pass_traffic(setting, pipeline_rank, loss_tokens) + closing_traffic(setting, pipeline_rank)
+
+
+def pass_traffic(setting: Setting, pipeline_rank: int, loss_tokens: Sequence[LossTokens] | None = None) -> Traffic:
+    """What belongs to forward and backward of the micro-batches."""
     num = setting.micro_batches if loss_tokens is None else len(loss_tokens)
     total = (_passes(setting, pipeline_rank) + _between_stages(setting, pipeline_rank)).times(num)
     if setting.config.parallel.num_stages - 1 in setting.own_stages(pipeline_rank):
         if loss_tokens is None:
-            total += _loss(setting, setting.loss_tokens).times(num)
-        for count in loss_tokens or ():
-            total += _loss(setting, count)
-    total += _gradients(setting, pipeline_rank)
-    return total + _report(setting)
+            shared = -(-setting.loss_tokens // setting.row_groups)
+            total += _loss(setting, setting.loss_tokens, shared).times(num)
+        for counts in loss_tokens or ():
+            total += _loss(setting, sum(counts), max(counts))
+    return total
+
+
+def closing_traffic(setting: Setting, pipeline_rank: int) -> Traffic:
+    """What follows the last micro-batch: the gradients, what they updated, the step's report."""
+    return _gradients(setting, pipeline_rank) + _report(setting)
 
 
 def held_on(setting: Setting, pipeline_rank: int) -> tuple[Held, Held]:
     """Parameters of a rank: the student's, and the teacher's with its modules."""
     student, teacher = Held(), Held()
     for stage in setting.own_stages(pipeline_rank):
-        student += held_by(setting.students[stage], setting.vocab, setting.tp)
+        student += held_by(setting.students[stage], setting.vocab, setting.student_tp)
         part = setting.teachers[stage]
         if part is not None:
             teacher += held_by(part, setting.vocab, setting.tp)
@@ -69,17 +90,17 @@ def _passes(setting: Setting, pipeline_rank: int) -> Traffic:
     return total
 
 
-def _loss(setting: Setting, tokens: int) -> Traffic:
-    """One micro-batch with so many loss tokens, on the last stage."""
+def _loss(setting: Setting, tokens: int, fullest: int) -> Traffic:
+    """One micro-batch with so many loss tokens, so many in the row group that has most, on the last stage."""
     if setting.tp.size == 1:
         return Traffic()
-    models = [setting.student] + ([setting.teacher] if setting.teacher is not None else [])
     anchored = bool(setting.terms.anchor)
-    total = Traffic()
-    for arch in models + models[1:] * anchored:
-        if setting.tp.sequence_parallel:
-            whole = setting.config.train.micro_batch * setting.width * arch.hidden_size * FP32
-            total += Traffic.of("all-gather", "tensor", whole)
+    total = _before_head(setting.student, setting.student_shape)
+    if setting.row_groups > 1:
+        gathered = setting.row_groups * fullest * setting.student.hidden_size * FP32
+        total += Traffic.of("all-gather", "rows", gathered, min(1, fullest))
+    if setting.teacher is not None:
+        total += _before_head(setting.teacher, setting.teacher_shape).times(1 + anchored)
     learn = [setting.student.hidden_size]
     if setting.teacher is not None and any(term.weight for term in setting.terms.teacher):
         learn.append(setting.teacher.hidden_size)
@@ -87,6 +108,12 @@ def _loss(setting: Setting, tokens: int) -> Traffic:
     if anchored and setting.teacher is not None:
         total += _loss_call(setting, tokens, [setting.teacher.hidden_size], ())
     return total
+
+
+def _before_head(arch: DecoderArchitecture, shape: Shape) -> Traffic:
+    """The sequence made whole again, of which the head takes the loss tokens."""
+    size = shape.tokens * arch.hidden_size * FP32
+    return Traffic.of("all-gather", shape.group, size, int(shape.sequence_parallel))
 
 
 def _loss_call(setting: Setting, tokens: int, learn: Sequence[int], terms: tuple[Term, ...]) -> Traffic:
@@ -137,10 +164,9 @@ def _between_stages(setting: Setting, pipeline_rank: int) -> Traffic:
 
 def slots(setting: Setting, stage: int, *, gradients: bool = False) -> list[int]:
     """Bytes of each hidden state that a stage puts out for one micro-batch; or of those that want a gradient."""
-    tokens = setting.shape(setting.students[stage]).outside
-    found = [tokens * setting.student.hidden_size * FP32]
+    found = [setting.student_shape.outside * setting.student.hidden_size * FP32]
     if setting.teacher is not None:
-        size = tokens * setting.teacher.hidden_size * FP32
+        size = setting.teacher_shape.outside * setting.teacher.hidden_size * FP32
         moves = stage >= setting.moves_from
         if moves if gradients else stage >= setting.sent_from:
             found.append(size)
@@ -150,10 +176,13 @@ def slots(setting: Setting, stage: int, *, gradients: bool = False) -> list[int]
 
 
 def _gradients(setting: Setting, pipeline_rank: int) -> Traffic:
-    """Once a step: partial sums, tied ends, reduction over the replicas, gathering of what they updated."""
+    """Once a step: partial sums, row groups, tied ends, reduction over the replicas, gathering of what they updated."""
     student, teacher = held_on(setting, pipeline_rank)
     partial = student.partial + teacher.partial
     total = Traffic.of("all-reduce", "tensor", partial * FP32, min(1, partial))
+    if setting.row_groups > 1:
+        summed = count_buckets(student.complete, ROW_BUCKET)
+        total += Traffic.of("all-reduce", "rows", sum(student.complete) * FP32, summed)
     pipeline = setting.config.parallel.pipeline
     if pipeline > 1 and setting.student.tied_head and pipeline_rank in (0, pipeline - 1):
         total += Traffic.of("all-reduce", "ends", setting.vocab.rows * setting.student.hidden_size * FP32)

@@ -23,7 +23,7 @@ Legend: T tokens of a micro-batch, To those of them that a rank holds outside th
 from dataclasses import dataclass, field
 
 from megaokd.config import LinearName, OnlineModules
-from megaokd.cost.traffic import Kind, Traffic
+from megaokd.cost.traffic import Group, Kind, Traffic
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.precision import Precision
 
@@ -43,6 +43,13 @@ class Shape:
     stored: int
     """Bytes of a number of the base weights."""
     packed: bool = False
+    row_groups: int = 1
+    """Groups of ranks that the micro-batch's rows are shared among; `rows` are those of one."""
+
+    @property
+    def group(self) -> Group:
+        """The ranks that share the layers."""
+        return "tensor" if self.row_groups == 1 else "trunk"
 
     @property
     def tokens(self) -> int:
@@ -181,9 +188,9 @@ class Tape:
 
     def _communicate(self, kind: Kind, size: int, *, backward: bool = False, happens: bool = True) -> None:
         if backward and happens:
-            self.backward += Traffic.of(kind, "tensor", size)
+            self.backward += Traffic.of(kind, self.shape.group, size)
         elif not backward:
-            self.forward.append(Traffic.of(kind, "tensor", size))
+            self.forward.append(Traffic.of(kind, self.shape.group, size))
 
     def _keep_input(self, x: Activation) -> None:
         """Of a linear layer: as it is, or a bf16 copy of its own."""

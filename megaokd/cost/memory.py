@@ -128,8 +128,9 @@ def loss_memory(setting: Setting, *, fused: bool) -> int:
     learning = [setting.student, *([setting.teacher] if setting.has_modules and setting.teacher is not None else [])]
     widths = sum(arch.hidden_size for arch in models)
     total = tokens * widths * FP32 + rows * setting.student.hidden_size * FP32
-    if setting.tp.sequence_parallel:
-        total += setting.config.train.micro_batch * setting.width * widths * FP32
+    for arch, shape in zip(models, (setting.student_shape, setting.teacher_shape), strict=False):
+        if shape.sequence_parallel:
+            total += shape.tokens * arch.hidden_size * FP32
     if product != FP32:  # copies for the products: of hidden states, and of heads that are stored in fp32
         total += tokens * widths * product + rows * setting.student.hidden_size * product
         if setting.teacher is not None and setting.config.teacher.dtype == "float32":

@@ -14,6 +14,7 @@ from megaokd.cost.layer_tape import (
     residual_stream,
 )
 from megaokd.cost.parts import Part
+from megaokd.cost.traffic import Traffic
 from megaokd.models.architecture import DecoderArchitecture
 
 
@@ -34,12 +35,23 @@ def part_cost(part: Part, shape: Shape, *, recompute: bool) -> LayerCost:
 
 
 def _embedding(part: Part, shape: Shape) -> LayerCost:
-    """Kept: token ids; with a split vocabulary their place in this rank's share, and which belong to others."""
+    """Kept: token ids; with a split vocabulary their place in this rank's share, and which belong to others.
+
+    With row groups each rank looks up all rows, and a reduce-scatter leaves it those of its group.
+    """
     tape = Tape(shape, trains=not part.frozen)
+    looked_up = shape.tokens * shape.row_groups
+    is_split = shape.tensor * shape.row_groups > 1
     if tape.trains:
-        tape.keep_bytes(shape.tokens * (8 if shape.tensor == 1 else 9))
+        tape.keep_bytes(looked_up * (9 if is_split else 8))
+    border = LayerCost()
+    if shape.row_groups > 1:
+        size = looked_up * part.arch.hidden_size * shape.stored
+        border = LayerCost(
+            forward=Traffic.of("reduce-scatter", "rows", size), backward=Traffic.of("all-gather", "rows", size)
+        )
     tape.leave(Activation(shape.tokens, part.arch.hidden_size, shape.stored, grad=tape.trains))
-    return finished(tape)
+    return border + finished(tape)
 
 
 def _final_norm(part: Part, shape: Shape) -> LayerCost:

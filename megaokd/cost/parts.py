@@ -14,7 +14,7 @@ from megaokd.config import OnlineModules
 from megaokd.cost.layer_tape import LayerKind
 from megaokd.distill.online_modules import place_online_modules
 from megaokd.models.architecture import DecoderArchitecture
-from megaokd.models.decoder import Decoder, DecoderSlice
+from megaokd.models.decoder import VOCABULARY, Decoder, DecoderSlice
 from megaokd.models.initialize import freeze
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
@@ -71,6 +71,8 @@ class Held:
     """Trained, without."""
     partial: int = 0
     """Elements of the *global* tensors whose gradients are summed over the tensor-parallel group."""
+    complete: tuple[int, ...] = ()
+    """Trained, neither partial nor of the vocabulary: what row groups sum among themselves, where there are any."""
 
     def __add__(self, other: "Held") -> "Held":
         return Held(
@@ -78,6 +80,7 @@ class Held:
             self.matrices + other.matrices,
             self.vectors + other.vectors,
             self.partial + other.partial,
+            self.complete + other.complete,
         )
 
     @property
@@ -136,12 +139,13 @@ def _count(
     if online is not None and (len(part.layers) or part.last):
         place_online_modules(decoder, online)
     total = Held()
-    for _, parameter, layout in decoder.named_layouts():
+    for name, parameter, layout in decoder.named_layouts():
         count = parameter.numel()
         if not parameter.requires_grad:
             total += Held(frozen=count)
             continue
         partial = torch.Size(layout.global_shape(parameter.shape)).numel() if layout.partial and tp.size > 1 else 0
         is_matrix = parameter.ndim > 1
-        total += Held(0, (count,) if is_matrix else (), () if is_matrix else (count,), partial)
+        complete = () if partial or name in VOCABULARY else (count,)
+        total += Held(0, (count,) if is_matrix else (), () if is_matrix else (count,), partial, complete)
     return total

@@ -7,7 +7,6 @@ from megaokd.config import Config
 from megaokd.cost.layer_tape import Shape
 from megaokd.cost.parts import Part
 from megaokd.distill.objective import Terms
-from megaokd.errors import UserError
 from megaokd.mesh import data_parallel_size
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.parallel.region import TensorParallel
@@ -32,14 +31,6 @@ class Setting:
     """Positions of a micro-batch whose label carries loss."""
     logit_budget: int
     """Bytes of logits at a time, of both models together: `kernels.linear.GPU_BUDGET` or `CPU_BUDGET`."""
-
-    def __post_init__(self) -> None:
-        parallel = self.config.parallel
-        if parallel.student_ranks != parallel.tensor:
-            raise UserError(
-                f"parallel.student_tensor={parallel.student_tensor}: the cost of a student that is split less than its "
-                "teacher is not predicted yet; leave it at auto to plan"
-            )
 
     @cached_property
     def data_parallel(self) -> int:
@@ -66,6 +57,17 @@ class Setting:
         """The first tensor-parallel rank, without a group."""
         parallel = self.config.parallel
         return TensorParallel(None, 0, parallel.tensor, parallel.sequence_parallel and parallel.tensor > 1)
+
+    @cached_property
+    def student_tp(self) -> TensorParallel:
+        """The ranks that share the student's layers, likewise."""
+        parallel, ranks = self.config.parallel, self.config.parallel.student_ranks
+        return TensorParallel(None, 0, ranks, parallel.sequence_parallel and ranks > 1)
+
+    @property
+    def row_groups(self) -> int:
+        """Groups of such ranks, each with rows of its own."""
+        return self.tp.size // self.student_tp.size
 
     @cached_property
     def vocab(self) -> VocabRange:
@@ -128,14 +130,27 @@ class Setting:
         return range(pipeline_rank, self.config.parallel.num_stages, self.config.parallel.pipeline)
 
     def shape(self, part: Part) -> Shape:
-        """A micro-batch in a model's slice."""
-        stored = 2 if part.frozen and self.config.teacher.dtype == "bfloat16" else 4
+        """A micro-batch in a model's slice; of the student, the rows of a rank's group."""
+        return self.teacher_shape if part.frozen else self.student_shape
+
+    @cached_property
+    def teacher_shape(self) -> Shape:
+        """A micro-batch in the teacher's layers."""
+        return self._shape(self.tp, 2 if self.config.teacher.dtype == "bfloat16" else 4, row_groups=1)
+
+    @cached_property
+    def student_shape(self) -> Shape:
+        """A micro-batch in the student's layers."""
+        return self._shape(self.student_tp, 4, self.row_groups)
+
+    def _shape(self, tp: TensorParallel, stored: int, row_groups: int) -> Shape:
         return Shape(
-            self.config.train.micro_batch,
+            self.config.train.micro_batch // row_groups,
             self.width,
-            self.tp.size,
-            self.tp.sequence_parallel,
+            tp.size,
+            tp.sequence_parallel,
             self.config.train.precision,
             stored,
             self.config.data.packing,
+            row_groups,
         )

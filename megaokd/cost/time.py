@@ -4,7 +4,8 @@
     tensor    all-reduce: 2 (n - 1) / n of its bytes over a link, all-gather and reduce-scatter: (n - 1) / n (ring)
     pipeline  what is sent, over a link
     bubble    (P - 1) / (v M) of the slowest rank's share of the above: while the pipeline fills and drains
-    data      reduction over the replicas and gathering, after the last micro-batch; nothing overlaps it
+    data      gradients summed over copies, row groups and replicas, weights gathered, after the last micro-batch;
+              nothing overlaps it
     update    28 bytes an owned element: gradient, weight and two moments read, weight and moments written
 
 Nothing is taken to overlap: the loss's own overlap (kernels/README.md) is small beside the layers' sums.
@@ -12,7 +13,7 @@ Nothing is taken to overlap: the loss's own overlap (kernels/README.md) is small
 
 from dataclasses import dataclass
 
-from megaokd.cost.communication import held_on, step_traffic
+from megaokd.cost.communication import closing_traffic, held_on, pass_traffic
 from megaokd.cost.hardware import Cluster
 from megaokd.cost.setting import Setting
 from megaokd.cost.stage_flops import stage_work
@@ -84,24 +85,30 @@ class _RankSeconds:
 
 def _rank_seconds(setting: Setting, cluster: Cluster, rank: int) -> _RankSeconds:
     flops = sum(stage_work(setting, stage).total for stage in setting.own_stages(rank))
-    seconds = _traffic_seconds(setting, cluster, step_traffic(setting, rank))
+    passes = _traffic_seconds(setting, cluster, pass_traffic(setting, rank))
+    closing = _traffic_seconds(setting, cluster, closing_traffic(setting, rank))
     student, teacher = held_on(setting, rank)
     owned = (student.trained + teacher.trained) / setting.data_parallel
     memory = cluster.gpu.bandwidth * cluster.assumptions.link_efficiency
     return _RankSeconds(
         compute=flops * setting.micro_batches / setting.tp.size / cluster.flops(setting.config),
-        tensor=seconds["tensor"],
-        pipeline=seconds["pipeline"],
-        data=seconds["data"] + seconds["ends"] + seconds["world"],
+        tensor=passes["tensor"] + passes["trunk"] + passes["rows"],
+        pipeline=passes["pipeline"],
+        data=sum(closing.values()),
         update=UPDATE_BYTES * owned / memory,
     )
 
 
 def _traffic_seconds(setting: Setting, cluster: Cluster, traffic: Traffic) -> dict[Group, float]:
-    """Seconds by group. Tensor-parallel ranks are neighbours, then the replicas, then the stages."""
+    """Seconds by group. Tensor-parallel ranks are neighbours, among them those of one slice of the student; then the
+    replicas, then the stages.
+    """
     tensor, data = setting.tp.size, setting.data_parallel
+    groups = setting.row_groups
     sizes: dict[Group, tuple[int, int]] = {
         "tensor": (tensor, tensor),
+        "trunk": (setting.student_tp.size, tensor),
+        "rows": (groups, groups),
         "data": (data, tensor * data),
         "pipeline": (2, 2 * tensor * data),
         "ends": (2, setting.processes),

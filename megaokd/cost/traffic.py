@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "send"]
-Group = Literal["tensor", "pipeline", "data", "ends", "world"]
-"""Axes of the mesh; `ends` joins the first and the last stage (megaokd/mesh.py)."""
+Group = Literal["tensor", "trunk", "rows", "pipeline", "data", "ends", "world"]
+"""Axes of the mesh; `ends` joins the first and the last stage (megaokd/mesh.py). Of a student that is split less than
+its teacher, `trunk` has the tensor-parallel ranks that share its layers, `rows` one of each of these groups."""
 
 
 @dataclass(frozen=True)

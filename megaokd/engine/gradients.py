@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megaokd.engine.parameters import TrainableParameter
 from megaokd.mesh import ParallelMesh
 from megaokd.parallel.region import TensorParallel
-from megaokd.parallel.rows import RowGroups
+from megaokd.parallel.rows import ROW_BUCKET, RowGroups
 
 
 @torch.no_grad()
@@ -37,10 +37,6 @@ def sum_partial_gradients(parameters: Sequence[TrainableParameter], tp: TensorPa
     for item, part in zip(partial, slices, strict=True):
         if item.parameter.grad is not None:
             item.parameter.grad.copy_(part)
-
-
-BUCKET = 1 << 26
-"""Elements that are copied together for one sum over row groups; 256 MiB."""
 
 
 @torch.no_grad()
@@ -77,10 +73,10 @@ def sum_tied_gradients(parameters: Sequence[TrainableParameter], mesh: ParallelM
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of up to `BUCKET` elements together, at least one each."""
+    """Neighbours of up to `ROW_BUCKET` elements together, at least one each."""
     bucket: list[torch.Tensor] = []
     for tensor in tensors:
-        if bucket and sum(member.numel() for member in bucket) + tensor.numel() > BUCKET:
+        if bucket and sum(member.numel() for member in bucket) + tensor.numel() > ROW_BUCKET:
             yield bucket
             bucket = []
         bucket.append(tensor)

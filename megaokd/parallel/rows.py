@@ -19,6 +19,8 @@ from megaokd.parallel.layout import TensorLayout
 from megaokd.parallel.region import TensorParallel
 
 ROW_DIM = 0
+ROW_BUCKET = 1 << 26
+"""Elements of gradients that are copied together for one sum over row groups; 256 MiB."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def layout_data(plan: Plan) -> dict[str, Any]:
     parallel, train = plan.config.parallel, plan.config.train
     return {
         "tensor": parallel.tensor,
+        "student_tensor": parallel.student_ranks,
         "pipeline": parallel.pipeline,
         "data": plan.setting.data_parallel,
         "virtual_stages": parallel.virtual_stages,
@@ -173,6 +174,7 @@ def layout_text(plan: Plan) -> str:
     parallel, train = plan.config.parallel, plan.config.train
     keys = {
         "tensor": parallel.tensor,
+        "student_tensor": parallel.student_ranks,
         "pipeline": parallel.pipeline,
         "virtual_stages": parallel.virtual_stages,
         "schedule": parallel.schedule,

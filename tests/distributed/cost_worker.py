@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from megaokd.config_file import parse_config
 from megaokd.data.batches import IGNORE, Batch
-from megaokd.mesh import ParallelMesh, build_mesh, start_distributed
+from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.decoder import Decoder
 from megaokd.precision import Precision, autocast
 from megaokd.run import Run, build_run
@@ -31,12 +31,12 @@ def main() -> None:
         run = build_run(config, build_mesh(config.parallel, device))
         run.step(0, run.train_batches.batch(0))
         batch = run.train_batches.batch(1)
-        with RecordedTraffic(group_names(run.mesh)) as traffic:
+        with RecordedTraffic(group_names(run)) as traffic:
             run.step(1, batch)
         own = {
             "place": [run.mesh.pipeline.rank, run.mesh.data.rank, run.mesh.tensor.rank],
             "width": batch.tokens.shape[-1],
-            "loss_tokens": [(labels != IGNORE).sum().item() for labels in batch.labels],
+            "loss_tokens": loss_tokens(run, batch),
             "traffic": [[*key, calls, traffic.bytes[key]] for key, calls in sorted(traffic.calls.items())],
             **held(run),
             "kept": kept(run),
@@ -49,14 +49,28 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def group_names(mesh: ParallelMesh) -> dict[str, str]:
-    """torch's name of a group -> ours; an axis that spans the world may be the world's own group."""
+def loss_tokens(run: Run, batch: Batch) -> list[list[int]]:
+    """Of each micro-batch of this rank, those of each row group."""
+    groups = run.models.rows.size if run.models.rows is not None else 1
+    kept: list[list[int]] = (batch.labels != IGNORE).unflatten(1, (groups, -1)).sum((2, 3)).tolist()
+    return kept
+
+
+def group_names(run: Run) -> dict[str, str]:
+    """torch's name of a group -> ours; an axis that spans the world may be the world's own group.
+
+    Row groups of one rank each are the tensor axis.
+    """
+    mesh, rows, trunk = run.mesh, run.models.rows, run.models.students[0].tp
     assert dist.group.WORLD is not None
+    inner = {}
+    if rows is not None and trunk.group is not None:
+        inner = {rows.group.group_name: "rows", trunk.group.group_name: "trunk"}
     axes = {"tensor": mesh.tensor.group, "data": mesh.data.group, "pipeline": mesh.pipeline.group}
     named = {group.group_name: name for name, group in axes.items()}
     if mesh.ends is not None:
         named[mesh.ends.group_name] = "ends"
-    return {dist.group.WORLD.group_name: "world"} | named
+    return {dist.group.WORLD.group_name: "world"} | named | inner
 
 
 def held(run: Run) -> dict[str, int]:
@@ -91,8 +105,8 @@ def kept_by(model: Decoder, batch: Batch, stage: int, precision: Precision, grad
     places = batch.positions[0].clone() if batch.positions is not None else None
     if stage:
         examples, sequence = tokens.shape
-        local = sequence // model.tp.size if model.tp.sequence_parallel else sequence
-        inputs = torch.zeros(examples, local, model.arch.hidden_size, requires_grad=grad)
+        own = examples // model.rows.size if model.rows is not None else examples
+        inputs = torch.zeros(own, sequence // model.tp.sequence_parts, model.arch.hidden_size, requires_grad=grad)
     storages: Storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

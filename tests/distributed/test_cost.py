@@ -1,4 +1,4 @@
-"""Predicted memory and communication of a step against what real processes hold and send, in ten layouts."""
+"""Predicted memory and communication of a step against what real processes hold and send, in many layouts."""
 
 import json
 from pathlib import Path
@@ -46,6 +46,16 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "recompute": True},
         {"teacher": {"online": {"kind": "head", "rank": 4}}},
     ),
+    "tp4_student1": ({"tensor": 4, "student_tensor": 1}, {"train": {"micro_batch": 4}}),
+    "tp4_student2_sequence_parallel": (
+        {"tensor": 4, "student_tensor": 2, "sequence_parallel": True, "recompute": True},
+        {"data": {"packing": True, "train": "SHORT"}},
+    ),
+    "tp2_pp2_student1": (
+        {"tensor": 2, "pipeline": 2, "student_tensor": 1, "sequence_parallel": True},
+        {"objective": ANCHORED, "train": BF16},
+    ),
+    "tp2_dp2_student1": ({"tensor": 2, "student_tensor": 1, "recompute": True}, {"teacher": {"online": None}}),
     "tp2_dp2_recompute": (
         {"tensor": 2, "recompute": True},
         {"train": BF16, "objective": {"student": {"forward_kl_top(5)": 1.0, "jsd": 0.5}}},
@@ -68,7 +78,8 @@ def setting(values: dict[str, Any], rank: dict[str, Any]) -> Setting:
     assert config.teacher.path is not None
     assert config.student.path is not None
     student, teacher = read_architecture(config.student.path), read_architecture(config.teacher.path)
-    return Setting(config, student, teacher, VOCABULARY, PROCESSES, rank["width"], max(rank["loss_tokens"]), CPU_BUDGET)
+    most = max(sum(counts) for counts in rank["loss_tokens"])
+    return Setting(config, student, teacher, VOCABULARY, PROCESSES, rank["width"], most, CPU_BUDGET)
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +119,19 @@ def test_memory_of_every_rank_is_predicted(layout: str, measured: dict[str, tupl
 
 
 def predicted_traffic(case: Setting, rank: dict[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(kind, group) -> calls, bytes; an axis of all processes shares its group with the world."""
+    """(kind, group) -> calls, bytes; an axis of all processes shares its group with the world.
+
+    Row groups of one rank each share theirs with the tensor axis.
+    """
     parallel = case.config.parallel
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": case.data_parallel}
     whole = next((name for name, size in sizes.items() if size == PROCESSES), "world")
+    shared: dict[str, str] = {"world": whole}
+    if parallel.student_ranks == 1:
+        shared["rows"] = "tensor"
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    for kind, group, volume in step_traffic(case, rank["place"][0], rank["loss_tokens"]):
-        key = (kind, whole if group == "world" else group)
+    for kind, group, volume in step_traffic(case, rank["place"][0], [tuple(each) for each in rank["loss_tokens"]]):
+        key = (kind, shared.get(group, group))
         calls, size = found.get(key, (0, 0))
         found[key] = calls + volume.calls, size + volume.bytes
     return found

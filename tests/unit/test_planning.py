@@ -180,9 +180,8 @@ MISTAKES = {
         "h100",
         "--nodes",
         "8",
-        "parallel.student_tensor=4",
-        "train.micro_batch=2",
-    ): "student_tensor=4: the cost of .* auto to plan",
+        "parallel.student_tensor=2",
+    ): "student_tensor=2 with parallel.tensor=8 makes 4 groups .* must be a multiple of 4",
     ("--gpu", "h100", "--nodes", "8", "teacher.path=nowhere"): "nowhere/config.json: cannot be read",
     ("--gpu", "h100", "--nodes", "8", "train.zero_stage=2"): "train.zero_stage=2 needs parallel.pipeline=1",
 }
