@@ -20,6 +20,7 @@ from megaokd.errors import UserError
 from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss, metric_names
 from megaokd.kernels.backends import select_backend
 from megaokd.models.decoder import Decoder
+from megaokd.parallel.kept import to_device
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabParallelHead, VocabRange
 from megaokd.precision import Precision, autocast
@@ -148,20 +149,22 @@ class HiddenStateLoss:
             self.terms = before
 
     def __call__(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, *, scale: float) -> torch.Tensor:
-        """hidden: what each slot's decoder gives; labels [B, S]; scale: what a token's loss is multiplied by."""
+        """hidden: what each slot's decoder gives; labels [B, S] in host memory; scale: of a token's loss."""
         assert len(hidden) == len(self.slots), "the loss runs on the last stage"
         keep = labels != IGNORE
         rows = [model.kept_tokens(state, keep) for model, state in zip(self.slots, hidden, strict=True)]
-        with autocast(self.precision, labels.device):
-            out = self._distil(self.slots[:2], rows[:2], labels[keep], self.terms)
+        device = rows[0].device
+        kept_labels = to_device(labels[keep], device)
+        with autocast(self.precision, device):
+            out = self._distil(self.slots[:2], rows[:2], kept_labels, self.terms)
             teacher_loss = out.teacher_loss
             if self.terms.anchor:
-                teacher_loss = teacher_loss + self._anchor(rows[1], rows[2], labels[keep])
+                teacher_loss = teacher_loss + self._anchor(rows[1], rows[2], kept_labels)
         self._add("student_loss", out.student_loss)
         self._add("teacher_loss", teacher_loss)
         for name, values in out.metrics.items():
             self._add(name, values)
-        self._add("tokens", keep)
+        self._add("tokens", torch.full((), len(kept_labels), dtype=torch.float64, device=device))
         total: torch.Tensor = (out.student_loss.sum() + teacher_loss.sum()) * scale
         return total
 

@@ -13,6 +13,7 @@ from megaokd.engine.learning_rate import learning_rate
 from megaokd.engine.parameters import GroupName
 from megaokd.engine.report import StepReport, reduce_report
 from megaokd.mesh import ParallelMesh
+from megaokd.parallel.kept import to_device
 from megaokd.pipeline.schedule import Runner
 from megaokd.trunk_cache.reader import TrunkReader
 
@@ -90,12 +91,13 @@ def runner_inputs(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Tokens and labels, [M, b, S] each, and what else the stages need: see `Runner`.
 
-    A trunk stays in host memory; a stage moves a micro-batch of it at a time.
+    A trunk stays in host memory; a stage moves a micro-batch of it at a time. So do labels: which tokens carry loss,
+    and how many, is known there without waiting for the device.
     """
     extras = {}
     if batch.positions is not None:
-        extras["positions"] = batch.positions.to(device, non_blocking=True)
+        extras["positions"] = to_device(batch.positions, device)
     known = trunk(batch) if trunk is not None else None
     if known is not None:
         extras["trunk"] = known
-    return batch.tokens.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), extras
+    return to_device(batch.tokens, device), batch.labels, extras

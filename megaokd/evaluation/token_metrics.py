@@ -99,9 +99,8 @@ def measure_tokens(
 
 
 def _add_batch(sums: _Sums, model: Decoder, teacher: Decoder | None, batch: LossBatch, ranks: Ranks) -> None:
-    input_ids, all_labels = batch.input_ids.to(ranks.device), batch.labels.to(ranks.device)
-    keep = all_labels != IGNORE
-    labels = all_labels[keep]
+    input_ids, keep = batch.input_ids.to(ranks.device), batch.labels != IGNORE
+    labels = batch.labels[keep].to(ranks.device)
     models = [model] if teacher is None else [model, teacher]
     embedding = model.embed_tokens
     assert embedding is not None

@@ -16,6 +16,7 @@ from megaokd.models.attention import Attention
 from megaokd.models.mlp import MLP
 from megaokd.models.norms import build_norm
 from megaokd.models.positions import PositionEmbedding, Positions
+from megaokd.parallel.kept import take_kept
 from megaokd.parallel.layout import TensorLayout, named_layouts, replicated
 from megaokd.parallel.linear import OnlineModule, with_online
 from megaokd.parallel.region import TensorParallel
@@ -127,11 +128,11 @@ class Decoder(nn.Module):
     def kept_tokens(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """What the head takes: of `forward`'s hidden states those of kept tokens, the same [T, D] on every rank.
 
-        keep: bool [B, S], the same on every rank. Collectives forward: with sequence parallelism one all-gather of
-        [B, S/tp, D]; with `rows` that of `RowGroups.gather_kept`. None backward.
+        keep: bool [B, S] in host memory, the same on every rank. Collectives forward: with sequence parallelism one
+        all-gather of [B, S/tp, D]; with `rows` that of `RowGroups.gather_kept`. None backward.
         """
         whole = self.tp.gather_sequence(hidden)
-        return whole[keep] if self.rows is None else self.rows.gather_kept(whole, keep)
+        return take_kept(whole, keep) if self.rows is None else self.rows.gather_kept(whole, keep)
 
     def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         first = self.part.layers.start

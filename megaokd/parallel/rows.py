@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megaokd.parallel.kept import take_kept
 from megaokd.parallel.layout import TensorLayout
 from megaokd.parallel.region import TensorParallel
 
@@ -47,11 +48,12 @@ class RowGroups:
     def gather_kept(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """The kept tokens of all groups, in the order of the rows: [b / size, S, D], bool [b, S] -> [T, D].
 
-        One all-gather of size x [most tokens that a group keeps, D]; none where nothing is kept. The consumer's
-        gradient is complete on every rank: backward takes this group's part, without communication.
+        keep: in host memory, as `take_kept` has it. One all-gather of size x [most tokens that a group keeps, D]; none
+        where nothing is kept. The consumer's gradient is complete on every rank: backward takes this group's part,
+        without communication.
         """
         counts = keep.unflatten(ROW_DIM, (self.size, -1)).flatten(1).sum(1).tolist()
-        result: torch.Tensor = _GatherParts.apply(x[self.own(keep)], counts, self)
+        result: torch.Tensor = _GatherParts.apply(take_kept(x, self.own(keep)), counts, self)
         return result
 
     def shared(self, layout: TensorLayout) -> TensorLayout:

@@ -24,7 +24,7 @@ Extras = Mapping[str, torch.Tensor]
 
 
 class Runner(Protocol):
-    """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b rows.
+    """Runs a batch of [M, b, S] tokens and labels: M micro-batches of b rows. The loss gets labels as they come.
 
     `extras` are keyword arguments of this rank's stages, [M, b, ...] each, which no stage sends on: `positions`, those
     of packed rows, and `trunk`, what a cache knows of the teacher.

@@ -14,6 +14,7 @@ from torch import nn
 
 from megaokd.distill.online_modules import adapted_and_original, holds_modules, original_teacher
 from megaokd.models.decoder import Decoder
+from megaokd.parallel.kept import to_device
 from megaokd.precision import Precision, autocast
 
 Hidden = tuple[torch.Tensor, ...]
@@ -115,4 +116,4 @@ class TrunkStage(nn.Module):
 
 def _residual_stream(trunk: torch.Tensor | None, device: torch.device) -> torch.Tensor:
     assert trunk is not None, "a stage that begins with a cached trunk is given one"
-    return trunk.to(device, torch.float32, non_blocking=True)
+    return to_device(trunk, device).to(torch.float32)
