@@ -56,14 +56,13 @@ def _mlp(tape: Tape, arch: DecoderArchitecture, x: Activation) -> Activation:
     channels = arch.intermediate_size // tape.shape.tensor
     gate = tape.linear("gate_proj", x, channels) if arch.gated_mlp else None
     up = tape.linear("up_proj", x, channels)
-    source = up if gate is None else gate
-    activated = Activation(source.tokens, channels, source.itemsize, source.grad)
-    if source.grad:
-        tape.keep(activated if arch.activation == "relu" else source)
     if gate is None:
+        activated = Activation(up.tokens, channels, up.itemsize, up.grad)
+        if up.grad:
+            tape.keep(activated if arch.activation == "relu" else up)
         return tape.linear("down_proj", activated, arch.hidden_size)
-    if up.grad:
-        tape.keep(activated)
+    if gate.grad or up.grad:
+        tape.keep(gate)
     if gate.grad:
         tape.keep(up)
     product = Activation(x.tokens, channels, tape.shape.product, gate.grad or up.grad)

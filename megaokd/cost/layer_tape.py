@@ -6,14 +6,14 @@ for it, and a tensor that several operations keep counts once:
     norm       its input and 1 / rms; its result before the weight, where the weight is trained
     linear     its input where the weight is trained, its weight where the input wants a gradient
     attention  queries, keys, values as it gets them (turned, KV heads repeated), its result, a log-sum a head
-    gate * up  the gate before and after its activation, up; down_proj keeps the product
+    gate * up  the gate before its activation, up; down_proj keeps the product
 
 Under bf16 the residual stream stays fp32, so each linear layer behind a norm keeps a bf16 copy of its own of the norm's
 result, and of a weight that is stored in fp32 a bf16 copy too.
 
 Of Llama in fp32, with t ranks, H heads of E channels, I MLP channels, D hidden size, bytes a token and layer:
 
-    4 (6 D + 4 H E / t + 4 I / t) + 4 H / t + 8
+    4 (6 D + 4 H E / t + 3 I / t) + 4 H / t + 8
 
 and with sequence parallelism the four of the six D that lie outside the regions are divided by t.
 

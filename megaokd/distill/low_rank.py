@@ -42,4 +42,5 @@ class LowRankAdapter(nn.Module):
         return self._layouts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        # Scaled where it is narrow: `rank` channels a token, not as many as the layer has outputs.
+        return F.linear(F.linear(x, self.lora_A) * self.scale, self.lora_B)
