@@ -1,8 +1,8 @@
 """`megaokd benchmark step`: a training step, its parts and its memory, beside the same step by other means.
 
 One thread a process on a CPU, where large allocations cost a tenth of a step and more unless THP_MEM_ALLOC_ENABLE=1 is
-in the environment; the report states it, and it holds for all rows. The page keeps the newest comparison of each pair
-of models, so two calls with different --vocab make one page.
+in the environment; the report states it, and it holds for all rows. A page keeps the newest comparison of each pair of
+models; each vocabulary but the default has a page of its own.
 """
 
 import argparse
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from megaokd.benchmark.step.worker import Contender
 
 NUM_BATCHES = 4
+SMALLEST_VOCAB = 16
+HEAD_CHANNELS = 64
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, write the report, print it."""
-    options = _parser().parse_args(argv)
+    options = _parse(argv)
     import torch
 
     from megaokd.benchmark.step.contenders import compare_values, contenders, our_variants
@@ -88,6 +90,7 @@ def _measure(found: "list[Contender]", repetitions: int) -> list[float]:
             print(f"measured: repetition {step} of {repetitions}", file=sys.stderr, flush=True)
         for worker in workers:
             worker.measure_memory(repetitions + 1)
+            worker.measure_operators(repetitions + 2)
     return peaks
 
 
@@ -103,6 +106,24 @@ def _versions() -> str:
     return ", ".join(found)
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; what cannot be measured ends the command with a sentence."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.vocab < SMALLEST_VOCAB:
+        parser.error(
+            f"--vocab {options.vocab}: heads of fewer than {SMALLEST_VOCAB} tokens cost nothing but calls; give more, "
+            "such as 4096 or 32000"
+        )
+    for name in ("teacher", "student"):
+        width = getattr(options, name)[1]
+        if width % HEAD_CHANNELS:
+            parser.error(f"--{name}: a width of {width} is not a multiple of {HEAD_CHANNELS}, the channels of a head")
+    if options.batch % (options.micro_batch or options.batch):
+        parser.error(f"--batch {options.batch} is not a multiple of --micro-batch {options.micro_batch}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     size: dict[str, Any] = {"type": positive, "nargs": 2, "metavar": ("LAYERS", "WIDTH")}
     parser = argparse.ArgumentParser(prog="megaokd benchmark step", description=__doc__)
@@ -114,5 +135,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batch", type=positive, help="sequences of a forward pass (default: all)")
     parser.add_argument("--repetitions", type=positive, default=7, help="default: 7")
     parser.add_argument("--no-peers", action="store_true", help="only this project's own steps")
-    parser.add_argument("--output", required=True, help="folder for step.md and step.json")
+    parser.add_argument("--output", required=True, help="folder for step.md and step.json, or step_vocab_N.*")
     return parser

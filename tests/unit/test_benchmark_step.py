@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from megaokd.benchmark.step.contenders import CACHED, EIGHTH, PLAIN, TRL, USER_PLAIN, compare_values, contenders
 from megaokd.benchmark.step.ours import Variant
@@ -12,7 +14,8 @@ from megaokd.benchmark.step.phases import PHASES
 from megaokd.benchmark.step.report import write_report
 from megaokd.benchmark.step.results import summarize, targets
 from megaokd.benchmark.step.worker import Contender, Measured, Worker
-from megaokd.benchmark.step.world import ModelSize, Pair, World, build_world
+from megaokd.benchmark.step.world import ModelSize, Pair, World, build_world, llama_config
+from megaokd.benchmark.step_command import main
 
 TINY = Pair(ModelSize(4, 64), ModelSize(2, 64), vocab=37, sequence=16, global_batch=4, micro_batch=2)
 
@@ -41,14 +44,48 @@ def test_targets() -> None:
     def row(median: float, flops: int, data: float = 0.0) -> dict[str, Any]:
         return {"median": median, "flops": flops, "tensor_bytes": 100, "process_bytes": 100, "phases": {"data": data}}
 
-    rows = {PLAIN: row(2.0, 100), EIGHTH: row(2.4, 120, data=0.024), CACHED: row(1.1, 40), TRL: {"refused": "no"}}
+    plain = {**row(2.0, 100), "least_seconds": 1.6, "least_bytes": 60}
+    rows = {
+        PLAIN: plain,
+        USER_PLAIN: {"median": 2.4, "tensor_bytes": 120, "process_bytes": 100},
+        EIGHTH: row(2.4, 120, data=0.024),
+        CACHED: row(1.1, 40),
+        TRL: {"refused": "no"},
+    }
     found = {one["text"]: (one["value"], one["met"]) for one in targets(rows)}
     assert found == {
         "time of OKD, top eighth / plain distillation, over the ratio of FLOPs": (pytest.approx(1.0), True),
         "time of OKD, top eighth / plain distillation": (pytest.approx(1.2), True),
         "time of OKD, top eighth, cached / plain distillation": (pytest.approx(0.55), False),
+        "tokens/s of plain distillation / transformers, plain distillation": (pytest.approx(1.2), False),
+        "peak of tensors of plain distillation / transformers, plain distillation": (pytest.approx(100 / 120), False),
+        "peak memory of the process of plain distillation / transformers, plain distillation": (1.0, False),
         "data's largest share of a step": (pytest.approx(0.01), True),
     }
+    assert [one["best"] for one in targets(rows) if "best" in one] == [pytest.approx(1.5), 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--vocab", "7"], "--vocab 7: heads of fewer than 16 tokens"),
+        (["--teacher", "2", "100"], "--teacher: a width of 100 is not a multiple of 64"),
+        (["--batch", "4", "--micro-batch", "3"], "--batch 4 is not a multiple of --micro-batch 3"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--output", str(tmp_path)])
+    assert sentence in capsys.readouterr().err
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    size, vocab = ModelSize(3, 128), 37
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama_config(size, vocab, positions=16))
+    assert size.parameters(vocab) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.slow
@@ -63,11 +100,14 @@ def test_a_comparison_of_two_steps(tmp_path: Path) -> None:
                 worker.begin(step)
                 worker.finish()
             worker.measure_memory(3)
+            worker.measure_operators(4)
     compare_values(found)
     result = summarize(world, variants, found, [1e9])
     for one in found.values():
         assert not one.refused
         assert one.process_bytes > 0
+        assert sum(one.operators.values()) == pytest.approx(1.0)
+        assert min(one.operators.values()) > 0
         # At the least both models' embeddings and heads; DeepSpeed's own buffer would be 2 GB.
         assert 4 * TINY.vocab * 64 * 4 < one.tensor_bytes < 5e7
         for step in one.steps:
@@ -79,8 +119,11 @@ def test_a_comparison_of_two_steps(tmp_path: Path) -> None:
     comparison = {"vocab": TINY.vocab, "command": "megaokd", "environment": {}, **result}
     write_report(tmp_path, comparison)
     page = write_report(tmp_path, comparison)
+    assert page.startswith(f"# Time and memory of a training step, vocabulary {TINY.vocab}\n")
     assert page.count("## ") == 1
-    assert len(json.loads((tmp_path / "step.json").read_text())) == 1
+    assert len(json.loads((tmp_path / f"step_vocab_{TINY.vocab}.json").read_text())) == 1
+    write_report(tmp_path, {**comparison, "vocab": Pair().vocab})
+    assert (tmp_path / "step.md").read_text().startswith("# Time and memory of a training step\n")
     assert f"| {EIGHTH} " in page
 
 

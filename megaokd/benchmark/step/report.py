@@ -1,4 +1,4 @@
-"""step.md and step.json: the newest comparison of each pair of models."""
+"""step.md and step.json, or step_vocab_N of another vocabulary: the newest comparison of each pair of models."""
 
 import json
 import statistics
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megaokd.benchmark.step.contenders import PLAIN
+from megaokd.benchmark.step.operators import KINDS
 from megaokd.benchmark.step.phases import PHASES
+from megaokd.benchmark.step.world import Pair
 from megaokd.evaluation.environment import environment_lines
 from megaokd.evaluation.report import markdown_table
 
@@ -20,19 +22,25 @@ step: of all tensors by the allocator's events, and of the process beyond what i
 which counts what the C library keeps back in holes too. FLOPs are those of matrix products, counted from the
 architectures (equal to torch's own counter, product by product), attention as whole squares; utilisation is of a
 2048 x 2048 x 2048 product in the same run, without what is recomputed.
+
+Beside a ratio to a peer stands its bound: of tokens/s, were our step its matrix products and nothing else, at the rate
+of that product; of tensors, were they the fp32 weights, the student's gradients and its two moments and nothing else.
 """
 
 
 def write_report(folder: Path, comparison: dict[str, Any]) -> str:
     """Put this comparison in the place of the last one of its pair; returns the whole page."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "step.json"
+    vocab = comparison["vocab"]
+    stem = "step" if vocab == Pair().vocab else f"step_vocab_{vocab}"
+    path = folder / f"{stem}.json"
     known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     others = [other for other in known if other["title"] != comparison["title"]]
-    everything = sorted([*others, comparison], key=lambda one: one["vocab"])
+    everything = sorted([*others, comparison], key=lambda one: str(one["title"]))
     path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-    page = "\n".join([_HEAD, *(_section(one) for one in everything)])
-    (folder / "step.md").write_text(page, encoding="utf-8")
+    head = _HEAD if stem == "step" else _HEAD.replace("step\n", f"step, vocabulary {vocab}\n", 1)
+    page = "\n".join([head, *(_section(one) for one in everything)])
+    (folder / f"{stem}.md").write_text(page, encoding="utf-8")
     return page
 
 
@@ -40,6 +48,8 @@ def _section(comparison: dict[str, Any]) -> str:
     lines = [f"## {comparison['title'][0].upper()}{comparison['title'][1:]}", "", f"    {comparison['command']}", ""]
     lines += environment_lines(comparison["environment"])
     lines += ["", _times(comparison), "", "Milliseconds of each phase:", "", _phases(comparison), ""]
+    lines += ["Share of each kind of operator, matrix products and attention forward and backward:", ""]
+    lines += [_operators(comparison), ""]
     lines += ["Targets:", "", *map(_target, comparison["targets"]), ""]
     return "\n".join(lines)
 
@@ -85,7 +95,15 @@ def _phases(comparison: dict[str, Any]) -> str:
     )
 
 
+def _operators(comparison: dict[str, Any]) -> str:
+    rows = {name: row["operators"] for name, row in comparison["rows"].items() if row.get("operators")}
+    return markdown_table(
+        ("", *KINDS), [[name, *(f"{shares[kind]:.0%}" for kind in KINDS)] for name, shares in rows.items()]
+    )
+
+
 def _target(target: dict[str, Any]) -> str:
     sign = ">=" if target["at_least"] else "<="
     met = "met" if target["met"] else "**missed**"
-    return f"- {target['text']}: {target['value']:.3g}, wanted {sign} {target['limit']}: {met}"
+    bound = f" (bound {target['best']:.3g})" if "best" in target else ""
+    return f"- {target['text']}: {target['value']:.3g}{bound}, wanted {sign} {target['limit']}: {met}"

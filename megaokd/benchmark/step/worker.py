@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from megaokd.benchmark.measure import peak_bytes, synchronize
+from megaokd.benchmark.step.operators import operator_shares
 from megaokd.errors import RunError, UserError
 
 _STATUS = Path("/proc/self/status")
@@ -53,6 +54,8 @@ class Contender:
     """Most memory of a step beyond what the process had before its models were built."""
     tensor_bytes: int = 0
     """Most bytes that tensors held at a time in a step, weights and optimizer state among them."""
+    operators: dict[str, float] = field(default_factory=dict)
+    """See `operator_shares`."""
     steps: list[Measured] = field(default_factory=list)
     """In order; the first is for its values."""
 
@@ -97,6 +100,11 @@ class Worker:
         self._pipe.send(("memory", number))
         self.contender.process_bytes, self.contender.tensor_bytes = self._receive()
 
+    def measure_operators(self, number: int) -> None:
+        """Note the share of each kind of operator in one more step of that number."""
+        self._pipe.send(("operators", number))
+        self.contender.operators = self._receive()
+
     def _receive(self) -> Any:
         try:
             return self._pipe.recv()
@@ -129,6 +137,8 @@ def _serve(pipe: Connection, contender: Contender) -> None:
             if number == 0:  # compiling takes memory, and so does reading models
                 gc.collect()
                 _forget_peak()
+        elif command == "operators":
+            pipe.send(operator_shares(partial(step, number)))
         else:
             process = _peak_bytes() - before
             pipe.send((process, _live_bytes() + peak_bytes(partial(_quietly, step, number), _device())))

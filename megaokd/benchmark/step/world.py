@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,12 @@ class ModelSize:
     def intermediate_size(self) -> int:
         """Rounded up to a multiple of 32."""
         return -(-self.hidden_size * 8 // (3 * 32)) * 32
+
+    def parameters(self, vocab: int) -> int:
+        """Numbers in its weights."""
+        width = self.hidden_size
+        layer = 4 * width**2 + 3 * width * self.intermediate_size + 2 * width
+        return self.num_layers * layer + width + 2 * vocab * width
 
 
 @dataclass(frozen=True)
@@ -109,23 +116,29 @@ def _write_tokenizer(folder: Path, vocab: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _write_model(folder: Path, size: ModelSize, pair: Pair, tokenizer: Path, seed: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(size: ModelSize, vocab: int, positions: int) -> Any:
+    """Of `transformers`; the last token ends a text."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
     heads = size.hidden_size // 64
-    config = LlamaConfig(
-        vocab_size=pair.vocab,
+    return LlamaConfig(
+        vocab_size=vocab,
         hidden_size=size.hidden_size,
         num_hidden_layers=size.num_layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         intermediate_size=size.intermediate_size,
-        max_position_embeddings=max(2048, pair.sequence),
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=pair.vocab - 1,
+        eos_token_id=vocab - 1,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _write_model(folder: Path, size: ModelSize, pair: Pair, tokenizer: Path, seed: int) -> None:
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(llama_config(size, pair.vocab, max(2048, pair.sequence))).save_pretrained(folder)
     for file in tokenizer.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
