@@ -10,7 +10,7 @@ from safetensors import safe_open
 from megaokd.checkpoint.contents import read_contents
 from megaokd.evaluation.export_check import check_export
 from tests.distributed.test_runs import losses
-from tests.support.launch import ROOT, broken_training, must, torchrun
+from tests.support.launch import ROOT, broken_training, forked, must, torchrun
 from tests.support.tiny import TinyWorld
 
 WORKER = ROOT / "tests" / "distributed" / "checkpoint_worker.py"
@@ -44,7 +44,7 @@ def run_of(world: TinyWorld, folder: Path, parallel: dict[str, Any], **changes: 
 
 def launch(processes: int, path: Path, runs: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(runs))
-    must(torchrun(processes, WORKER, path))
+    must(forked(processes, WORKER, path))
 
 
 @pytest.fixture(scope="module")

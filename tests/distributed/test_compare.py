@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.launch import megaokd, must
+from tests.support.launch import forked, megaokd, must
 from tests.support.tiny import TinyWorld
+
+COMPARE = ("-m", "megaokd.cli", "compare")
 
 
 @pytest.mark.slow
@@ -19,13 +21,13 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     # In the first call one method fails in every cell, and the others go on.
     broken = {"method": "forward_kl", "teacher": {"path": str(tmp_path / "nowhere")}}
     write(recipe, {**values, "methods": {"broken": broken, "okd": values["methods"]["okd"]}, "seeds": [0]})
-    result = megaokd("compare", recipe)
+    result = forked(0, *COMPARE, recipe)
     assert result.returncode == 1
     assert "broken, seed 0 failed" in result.stderr
     assert "broken, seed 0" in (folder / "report.md").read_text().partition("## Failed: ")[2]
 
     write(recipe, values)
-    must(megaokd("compare", recipe))
+    must(forked(0, *COMPARE, recipe))
     results = {
         (method, seed): folder / "cells" / method / f"seed-{seed}" / "result.json"
         for method in ("sft", "okd")
@@ -50,7 +52,7 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     log = results["okd", 1].parent / "log.jsonl"
     trained = log.read_bytes()
     shutil.rmtree(results["okd", 1].parent / "evaluation")
-    must(megaokd("compare", recipe))
+    must(forked(0, *COMPARE, recipe))
     after = {path: path.stat().st_mtime_ns for path in results.values()}
     assert {cell for cell, path in results.items() if before[path] != after[path]} == {("okd", 1)}
     assert log.read_bytes() == trained
@@ -62,13 +64,13 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     values["methods"]["longer"] = {"like": "sft", "equal_time_of": "okd", "seeds": [0]}
     values["methods"]["static"] = {"method": "forward_kl", "adapted_teacher_of": "okd", "seeds": [0]}
     write(recipe, values)
-    must(megaokd("compare", recipe))
+    must(forked(0, *COMPARE, recipe))
     assert {path: path.stat().st_mtime_ns for path in results.values()} == after
     check_linked(folder / "cells")
 
     values["methods"]["okd"]["objective"] = {"temperature": 2.0}
     write(recipe, values)
-    result = megaokd("compare", recipe)
+    result = forked(0, *COMPARE, recipe)
     assert result.returncode == 2
     assert "okd, seed 0: the recipe has changed since this cell's training was done" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in results.values()} == after

@@ -13,7 +13,7 @@ from megaokd.cost.part_cost import part_cost
 from megaokd.cost.setting import Setting
 from megaokd.kernels.linear import CPU_BUDGET
 from megaokd.models.huggingface_config import read_architecture
-from tests.support.launch import must, torchrun
+from tests.support.launch import forked, must
 from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("cost_worker.py")
@@ -88,7 +88,7 @@ def measured(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("cost")
     cases = configs(tiny_world, folder)
     (folder / "cases.json").write_text(json.dumps(cases))
-    must(torchrun(PROCESSES, WORKER, folder / "cases.json", folder / "found.json"))
+    must(forked(PROCESSES, WORKER, folder / "cases.json", folder / "found.json"))
     found = json.loads((folder / "found.json").read_text())
     return {name: (cases[name], found[name]) for name in cases}
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from megaokd.generation.generate import generate
 from tests.support import families
-from tests.support.launch import must, torchrun
+from tests.support.launch import forked, must
 
 LAYOUTS = ("tp2", "tp2-sequence", "pp2")
 IN_BF16 = "gpt_neox"
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Exp
         families.save(model, folder)
         expected[name] = Expected(*families.logits_and_gradients(model))
     families.save(families.random_model(IN_BF16).bfloat16(), root / "bf16" / "model")
-    must(torchrun(2, "-m", "tests.distributed.family_worker", root, timeout=300))
+    must(forked(2, "-m", "tests.distributed.family_worker", root, timeout=300))
     return root, expected
 
 

@@ -22,7 +22,7 @@ from megaokd.methods import METHODS
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.initialize import seeded_generator
 from tests.reference import okd
-from tests.support.launch import must, torchrun
+from tests.support.launch import forked, must
 from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("layout_worker.py")
@@ -187,7 +187,7 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
         if processes == 1:
             cases |= {f"method_{name}": method_config(tiny_world, folder, name) for name in METHODS}
         (folder / f"cases{processes}.json").write_text(json.dumps(cases))
-        must(torchrun(processes, WORKER, folder / f"cases{processes}.json", folder))
+        must(forked(processes, WORKER, folder / f"cases{processes}.json", folder))
     return folder
 
 

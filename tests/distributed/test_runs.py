@@ -1,4 +1,6 @@
-"""Whole runs of `megaokd train`: resume, kills, interruption, export, bad input. Each run is a real process or more."""
+"""Whole runs of `megaokd train`: resume, kills, interruption, export, bad input. Where it
+matters how a process starts or ends it is a real one, or several; other runs are forked.
+"""
 
 import html
 import json
@@ -21,8 +23,8 @@ from megaokd.config_file import load_config, to_dict
 from megaokd.data.dataset import TokenDataset
 from megaokd.evaluation.export_check import check_export
 from megaokd.samples import NO_PIPELINE
-from tests.support.launch import ROOT, broken_training, environment, megaokd, must, start, torchrun
-from tests.support.tiny import TinyWorld
+from tests.support.launch import ROOT, broken_training, environment, forked, megaokd, must, start, torchrun
+from tests.support.tiny import TinyWorld, run
 
 CLI = ("-m", "megaokd.cli", "train")
 
@@ -109,7 +111,7 @@ def test_a_checkpoint_is_exported_in_another_layout(uninterrupted: Path, tmp_pat
     config, command = uninterrupted.parent / "run.yaml", ("-m", "megaokd.cli", "export")
     student, adapter = tmp_path / "student", tmp_path / "adapter"
     must(torchrun(2, *command, config, "--output", student, "parallel.tensor=2"))
-    must(torchrun(2, *command, config, "--what=adapter", "--checkpoint=12", "--output", adapter, "parallel.pipeline=2"))
+    must(forked(2, *command, config, "--what=adapter", "--checkpoint=12", "--output", adapter, "parallel.pipeline=2"))
     for written, expected in ((student, uninterrupted / "student"), (adapter, uninterrupted / "teacher_adapter")):
         files = sorted(path.name for path in expected.iterdir())
         assert sorted(path.name for path in written.iterdir()) == files
@@ -120,7 +122,7 @@ def test_a_checkpoint_is_exported_in_another_layout(uninterrupted: Path, tmp_pat
         (("--output", tmp_path / "new", "--checkpoint=7"), "holds no step 7; there are ["),
         (("--output", tmp_path / "new", "teacher.online.rank=2"), "teacher.online.rank was 4"),
     ):
-        result = megaokd("export", config, *arguments)
+        result = forked(0, "-m", "megaokd.cli", "export", config, *arguments)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)
         assert message in result.stderr
     assert not (tmp_path / "new").exists()
@@ -190,7 +192,7 @@ def test_early_stopping_keeps_the_best(tiny_world: TinyWorld, tmp_path: Path) ->
         "optimizer": {"student": {"lr": 0.3, "schedule": "constant"}},
         "checkpoint": {"every": 1, "keep_last": 1, "export": False},
     }
-    must(megaokd("train", write(tmp_path / "run.yaml", tiny_world.config(folder, **options))))
+    must(forked(0, *CLI, write(tmp_path / "run.yaml", tiny_world.config(folder, **options))))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == summary["best"]["step"] + 3 < 40
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -268,7 +270,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_world: TinyWorld, uninter
     values = tiny_world.config(uninterrupted, train={"steps": 12, "resume": "auto"})
     changes = {"teacher.online.rank=2": "teacher.online.rank was 4", "teacher.online=null": "teacher.online was {"}
     for override, difference in changes.items():
-        result = megaokd("train", write(tmp_path / "run.yaml", values), override)
+        result = forked(0, *CLI, write(tmp_path / "run.yaml", values), override)
         assert result.returncode == 2
         assert difference in result.stderr
 
@@ -277,7 +279,7 @@ def test_a_torn_hash_cache_is_made_again(tiny_world: TinyWorld, tmp_path: Path) 
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "teacher_hash.json").write_text('{"half')
-    must(megaokd("train", write(tmp_path / "run.yaml", tiny_world.config(folder, train={"steps": 1}))))
+    must(forked(0, *CLI, write(tmp_path / "run.yaml", tiny_world.config(folder, train={"steps": 1}))))
 
 
 def test_nan_is_traced_to_the_rank_it_came_from(tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -348,13 +350,13 @@ def test_bad_input_ends_every_rank_with_one_sentence(case: str, tiny_world: Tiny
 
 def test_tokenizer_mismatch(tiny_world: TinyWorld, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    must(megaokd("tokenizer", "--input", tiny_world.root / "train.jsonl", "--output", other, "--vocab-size", "300"))
+    run("tokenizer", "--input", tiny_world.root / "train.jsonl", "--output", other, "--vocab-size", "300")
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     for file in (*Path(tiny_world.teacher).iterdir(), *other.iterdir()):
         (teacher / file.name).write_bytes(file.read_bytes())
     config = write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run", teacher={"path": str(teacher)}))
-    result = megaokd("train", config)
+    result = forked(0, *CLI, config)
     assert result.returncode == 2
     assert "the tokenizer of the teacher" in result.stderr
     assert "Traceback" not in result.stderr
@@ -364,8 +366,8 @@ def test_a_folder_with_checkpoints_is_not_overwritten(
     tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = write(tmp_path / "run.yaml", tiny_world.config(uninterrupted))
-    result = megaokd("train", config)
+    result = forked(0, *CLI, config)
     assert result.returncode == 2
     assert "already holds checkpoints" in result.stderr
-    result = megaokd("train", config, "train.resume=auto", "train.seed=7")
+    result = forked(0, *CLI, config, "train.resume=auto", "train.seed=7")
     assert "seed was 0" in result.stderr

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.launch import broken_training, megaokd, must, start, torchrun
+from tests.support.launch import broken_training, forked, must, start
 from tests.support.tiny import TinyWorld, short_data
 
 WORKER = Path(__file__).with_name("trunk_worker.py")
+TRAIN = ("-m", "megaokd.cli", "train")
 PLAIN: dict[str, Any] = {"teacher": {"online": None}}
 ANCHORED: dict[str, Any] = {
     "teacher": {"online": {"kind": "bottleneck", "rank": 4, "layers": 2}},
@@ -46,7 +47,7 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
             if count == processes
         }
         (folder / f"cases{processes}.json").write_text(json.dumps(cases))
-        must(torchrun(processes, WORKER, folder / f"cases{processes}.json", folder))
+        must(forked(processes, WORKER, folder / f"cases{processes}.json", folder))
     return folder
 
 
@@ -94,7 +95,7 @@ def test_bf16_rounds(results: Path) -> None:
 def expected(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What a run without a cache logs."""
     folder = tmp_path_factory.mktemp("uncached")
-    must(megaokd("train", *command(tiny_world, folder), "teacher.cache=null"))
+    must(forked(0, *TRAIN, *command(tiny_world, folder), "teacher.cache=null"))
     return logged(folder)
 
 
@@ -145,10 +146,9 @@ def test_a_run_that_is_killed_while_it_writes_leaves_what_it_wrote(
     tiny_world: TinyWorld, expected: list[Any], tmp_path: Path
 ) -> None:
     arguments = command(tiny_world, tmp_path)
-    killed = start(broken_training(tmp_path, KILLED_AT_THE_51ST), *arguments)
-    killed.communicate(timeout=120)
+    killed = forked(0, broken_training(tmp_path, KILLED_AT_THE_51ST), *arguments)
     assert killed.returncode == -9
-    result = must(megaokd("train", *arguments))
+    result = must(forked(0, *TRAIN, *arguments))
     assert logged(tmp_path) == expected
     total, missing = sizes(result.stderr)
     assert 0.4 * total < missing < 0.7 * total, "50 of 120 examples were there"
@@ -164,7 +164,7 @@ def sizes(stderr: str) -> tuple[float, float]:
 
 def test_damage_is_found_and_mended_and_never_used(tiny_world: TinyWorld, expected: list[Any], tmp_path: Path) -> None:
     arguments = command(tiny_world, tmp_path)
-    must(megaokd("train", *arguments))
+    must(forked(0, *TRAIN, *arguments))
     damaged = 0
     for file in (tmp_path / "cache").glob("*/hidden.bin"):
         with file.open("r+b") as stream:
@@ -174,13 +174,13 @@ def test_damage_is_found_and_mended_and_never_used(tiny_world: TinyWorld, expect
             stream.write(bytes([byte[0] ^ 64]))
         damaged += 1
     assert damaged == 2, "training and validation"
-    result = must(megaokd("train", *arguments, f"checkpoint.folder={tmp_path / 'mended'}"))
+    result = must(forked(0, *TRAIN, *arguments, f"checkpoint.folder={tmp_path / 'mended'}"))
     assert result.stderr.count("1 examples in") == 2
     assert "are not what was written and are made again" in result.stderr
     assert logged(tmp_path, "mended") == expected
     for file in (tmp_path / "cache").glob("*/manifest.json"):
         file.write_text(file.read_text()[:40])
-    result = must(megaokd("train", *arguments, f"checkpoint.folder={tmp_path / 'torn'}"))
+    result = must(forked(0, *TRAIN, *arguments, f"checkpoint.folder={tmp_path / 'torn'}"))
     total, missing = sizes(result.stderr)
     assert missing == total
     assert logged(tmp_path, "torn") == expected
@@ -189,7 +189,7 @@ def test_damage_is_found_and_mended_and_never_used(tiny_world: TinyWorld, expect
 def test_two_runs_share_one(tiny_world: TinyWorld, expected: list[Any], tmp_path: Path) -> None:
     """Started together: one writes, the other waits for it and has nothing to write."""
     arguments = command(tiny_world, tmp_path)
-    runs = [start("-m", "megaokd.cli", "train", *arguments, f"checkpoint.folder={tmp_path / name}") for name in "ab"]
+    runs = [start(*TRAIN, *arguments, f"checkpoint.folder={tmp_path / name}") for name in "ab"]
     told = [process.communicate(timeout=240)[1] for process in runs]
     assert [process.returncode for process in runs] == [0, 0], told
     assert sum("still to be written" in text for text in told) == 1, told
@@ -197,16 +197,14 @@ def test_two_runs_share_one(tiny_world: TinyWorld, expected: list[Any], tmp_path
 
 
 def test_a_disk_without_room_is_refused_beforehand(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    process = start(broken_training(tmp_path, NO_ROOM), *command(tiny_world, tmp_path))
-    stderr = process.communicate(timeout=120)[1]
-    assert process.returncode == 2
-    assert "are to be written and 976.6 KiB are free; choose another path" in stderr
+    refused = forked(0, broken_training(tmp_path, NO_ROOM), *command(tiny_world, tmp_path))
+    assert refused.returncode == 2
+    assert "are to be written and 976.6 KiB are free; choose another path" in refused.stderr
     assert sum(file.stat().st_blocks for file in (tmp_path / "cache").glob("*/hidden.bin")) == 0
 
 
 def test_a_disk_that_fills_ends_the_run_with_one_sentence(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    process = start(broken_training(tmp_path, FULL), *command(tiny_world, tmp_path))
-    stderr = process.communicate(timeout=120)[1]
-    assert process.returncode == 1
-    assert "cannot be written (No space left on device); what is there is kept" in stderr
-    assert "Traceback" not in stderr
+    ended = forked(0, broken_training(tmp_path, FULL), *command(tiny_world, tmp_path))
+    assert ended.returncode == 1
+    assert "cannot be written (No space left on device); what is there is kept" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,44 +1,25 @@
-"""The commands of the documents without the seconds of an import each: one process imports, and forks for every call.
+"""The commands of the documents without the seconds of an import each (`tests/support/forks.py`).
 
-`server.py SOCKET` listens. A call is a line of JSON (`argv`, `folder`, `variables`, `check`) with the caller's stdin,
-stdout and stderr; the answer is the exit status. `check` parses a command and does not run it. Training runs are cut to
-two steps and tiny students, the quickstart to what its --smoke makes of it,
-with one student.
+With DOCUMENT_CHECK among its variables a command is parsed and not run. Training runs are cut to two steps and tiny
+students, the quickstart to what its --smoke makes of it, with one student.
+
+Usage: server.py SOCKET
 """
 
 import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import runpy
-import signal
-import socket
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.support.forks import Call, fork, run_ranks, serve, wait_for
+
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[[list[str], bool], int]
-
-
-def serve(address: str) -> None:
-    """Answer calls for ever, several at a time."""
-    import_everything()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(64)
-        print("ready", flush=True)
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                answer(connection)
-            connection.close()
 
 
 def import_everything() -> None:
@@ -86,24 +67,11 @@ def shrinking(load_config: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def answer(connection: socket.socket) -> NoReturn:
-    """Do what one call asks for, in this process and those that it forks, and send the status."""
-    message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    call = json.loads(message)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    os.chdir(call["folder"])
-    os.environ.clear()
-    os.environ.update(call["variables"])
+def answer(call: Call) -> int:
+    """Do what one call asks for."""
     sys.executable = f"{call['variables']['DOCUMENT_BIN']}/python"  # for commands that start others
-    status = 1
-    try:
-        name = Path(call["argv"][0]).name
-        status = COMMANDS[name](call["argv"][1:], call["check"])
-    except BaseException:
-        traceback.print_exc()
-    connection.sendall(str(status).encode())
-    os._exit(0)
+    command, *arguments = call["argv"]
+    return COMMANDS[command](arguments, "DOCUMENT_CHECK" in call["variables"])
 
 
 def run_megaokd(arguments: list[str], check: bool) -> int:
@@ -143,16 +111,7 @@ def run_torchrun(arguments: list[str], check: bool) -> int:
     assert (options.module, options.training_script) == (True, "megaokd.cli"), arguments
     if check:
         return run_megaokd(options.training_script_args, check)
-    processes = int(options.nproc_per_node)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    workers = []
-    for rank in map(str, range(processes)):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        workers.append(fork(lambda: megaokd_main(options.training_script_args, check), place))
-    return max([wait_for(worker) for worker in workers]) and 1
+    return run_ranks(lambda: megaokd_main(options.training_script_args, check), int(options.nproc_per_node))
 
 
 def run_python(arguments: list[str], check: bool) -> int:
@@ -222,29 +181,6 @@ def exist(paths: Any) -> int:
     return 1 if missing else 0
 
 
-def fork(work: Callable[[], int], variables: dict[str, str]) -> int:
-    """Start `work` in a child; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    os.environ.update(variables)
-    status = 1
-    try:
-        status = int(work())
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def wait_for(child: int) -> int:
-    """The exit status of a child."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 COMMANDS: dict[str, Command] = {
     "megaokd": run_megaokd,
     "torchrun": run_torchrun,
@@ -257,4 +193,5 @@ COMMANDS: dict[str, Command] = {
 }
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    import_everything()
+    serve(sys.argv[1], answer)

@@ -1,11 +1,8 @@
 """Folders in which bash finds the commands of the documents: `server.py` behind them, tiny models and data in them."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from tests.documents.blocks import ROOT, Block
+from tests.support.forks import start_server, write_stand_in
 from tests.support.tiny import TEACHER, save_random_llama
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +73,7 @@ class Shell:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": str(ROOT),
-            "DOCUMENT_COMMANDS": self.socket,
+            "FORKS_SOCKET": self.socket,
             "DOCUMENT_BIN": str(self.bin),
         }
 
@@ -85,23 +83,11 @@ def start_shell(root: Path) -> Iterator[Shell]:
     """Start the server, prepare the folder that pages begin with; both end with the context."""
     (root / "bin").mkdir()
     for name in COMMANDS:
-        stand_in = root / "bin" / name
-        stand_in.write_text(
-            f'#!/bin/sh\nDOCUMENT_COMMAND={name} exec {sys.executable} -S -E {HERE / "client.py"} "$@"\n'
-        )
-        stand_in.chmod(0o755)
-    with tempfile.TemporaryDirectory() as short:  # the path of a socket has little room
-        shell = Shell(root / "bin", root / "prepared", f"{short}/socket")
-        command = [sys.executable, HERE / "server.py", shell.socket]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-            try:
-                assert server.stdout is not None
-                assert "ready\n" in iter(server.stdout.readline, "")
-                prepare(shell)
-                yield shell
-            finally:
-                server.kill()
+        write_stand_in(root / "bin" / name)
+    with start_server(HERE / "server.py") as address:
+        shell = Shell(root / "bin", root / "prepared", address)
+        prepare(shell)
+        yield shell
 
 
 def prepare(shell: Shell) -> None:
