@@ -1,8 +1,8 @@
 """`megaokd generate`: a model's responses to the prompts of a JSONL file, as training data.
 
 Under a launcher or without one: the model is split over --tensor processes, and what is left of the processes shares
-the prompts. Every line of the output is an object with `prompt` and `output`, which `megaokd preprocess` reads. Started
-again after a kill, it goes on where it was.
+the prompts. Every line of the output is an object with `prompt`, `output` and `finish_reason`, which
+`megaokd preprocess` reads. Started again after a kill, it goes on where it was.
 """
 
 import argparse

@@ -35,8 +35,11 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
 def render(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, where: str) -> tuple[str, str]:
     """(prompt, response): all up to where a generation would begin, and the rest of the rendered conversation.
 
+    What the template writes behind an answer that was cut is left out: it would say that the answer ends there.
+
     Raises:
-        MalformedRecordError: the template refuses these messages, or does not render the answer behind the prompt.
+        MalformedRecordError: the template refuses these messages, does not render the answer behind the prompt, or
+            changes an answer that was cut, whose end is then not found.
     """
     messages = list(conversation.messages)
     try:
@@ -52,4 +55,9 @@ def render(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, whe
             f"{where}: the chat template does not put the last answer behind the prompt of a generation "
             f"(the prompt ends in {prompt[-40:]!r})"
         )
-    return prompt, whole[len(prompt) :]
+    response, answer = whole[len(prompt) :], messages[-1]["content"]
+    if not conversation.cut:
+        return prompt, response
+    if answer not in response:
+        raise MalformedRecordError(f"{where}: the chat template changes the answer, so that its cut end is not found")
+    return prompt, response[: response.rindex(answer) + len(answer)]

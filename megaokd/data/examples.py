@@ -8,6 +8,8 @@ from megaokd.data.sources import MalformedRecordError, Parsed, Position, read_ch
 from megaokd.errors import UserError
 
 Kind = Literal["instruction", "text"]
+FINISH_REASON, CUT = "finish_reason", "length"
+"""The field that says why a response ends (as in OpenAI's API), and its value for one that ran into a limit."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Example:
 
     prompt: str
     response: str
+    cut: bool = False
+    """The response was cut before its end: it is learned, and not that it ends there."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Conversation:
     """Messages in the form of chat templates; only the last one, the assistant's, is learned."""
 
     messages: tuple[dict[str, str], ...]
+    cut: bool = False
+    """As in `Example`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Keys:
     @property
     def fields(self) -> tuple[str, ...]:
         """Every field that may be read."""
-        return (self.prompt, *self.responses, self.text, self.messages)
+        return (self.prompt, *self.responses, self.text, self.messages, FINISH_REASON)
 
 
 _DEFAULT_KEYS = Keys()
@@ -123,15 +129,16 @@ def to_example(parsed: Parsed, keys: Keys, kind: Kind | None) -> Item:
 
 
 def _to_item(where: str, record: dict[str, Any], keys: Keys) -> Item:
+    cut = record.get(FINISH_REASON) == CUT
     if keys.messages in record:
-        return Conversation(_messages(where, record[keys.messages], keys.messages))
+        return Conversation(_messages(where, record[keys.messages], keys.messages), cut)
     if keys.prompt in record:
         response_key = next((key for key in keys.responses if key in record), None)
         if response_key is None:
             raise MalformedRecordError(
                 f"{where}: no {_either(keys.responses)} beside {keys.prompt!r}; {_found(record)}"
             )
-        return Example(_text(where, record, keys.prompt), _text(where, record, response_key))
+        return Example(_text(where, record, keys.prompt), _text(where, record, response_key), cut)
     if keys.text in record:
         return Document(_text(where, record, keys.text))
     raise MalformedRecordError(

@@ -52,9 +52,10 @@ class TokenizedChunk:
 class ChunkTokenizer:
     """Tokenizes chunks; each worker process builds its own from the options.
 
-    An instruction example becomes [bos] + prompt + response + [eos]; prompt and response are tokenized apart, so the
-    prompt's ids are those of a generation from the prompt alone, and the boundary of the loss is exact. A rendered
-    conversation gets neither bos nor eos: its template writes them. A document becomes [bos] + text + [eos].
+    An instruction example becomes [bos] + prompt + response + [eos], without [eos] if the response was cut; prompt and
+    response are tokenized apart, so the prompt's ids are those of a generation from the prompt alone, and the boundary
+    of the loss is exact. A rendered conversation gets neither bos nor eos: its template writes them. A document becomes
+    [bos] + text + [eos].
     """
 
     def __init__(self, options: TokenizerOptions) -> None:
@@ -84,12 +85,12 @@ class ChunkTokenizer:
             return _Text("", item.text, markup=False)
         if isinstance(item, Example) and self.options.chat_template is not None:
             messages = {"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.response}
-            item = Conversation(messages)
+            item = Conversation(messages, item.cut)
         if isinstance(item, Conversation):
             if self.tokenizer.chat_template is None:
                 set_template(self.tokenizer, TOKENIZERS_OWN)  # says what is missing
             return _Text(*render(self.tokenizer, item, where), markup=True)
-        return _Text(item.prompt, item.response, markup=False)
+        return _Text(item.prompt, item.response, markup=False, cut=item.cut)
 
     def _encode(self, texts: "list[_Text]", markup: bool) -> tuple[npt.NDArray[Any], Ids, Ids]:
         """(tokens, lengths, prompt lengths) of texts that get begin and end tokens, or of rendered ones that do not."""
@@ -97,11 +98,12 @@ class ChunkTokenizer:
         both = [part for text in texts for part in (text.prompt, text.response)]
         ids, counts = encode_flat(self.tokenizer, both, markup=markup)
         prompts, responses = counts[::2], counts[1::2]
-        lengths = len(bos) + prompts + responses + len(eos)
+        ending = np.array([bool(eos) and not text.cut for text in texts], dtype=np.bool_)
+        lengths = len(bos) + prompts + responses + ending
         ends = np.cumsum(lengths)
         tokens = np.empty(int(lengths.sum()), dtype=self._dtype)
         is_text = np.ones(len(tokens), dtype=np.bool_)
-        for places, added in ((ends - lengths, bos), (ends - 1, eos)):
+        for places, added in ((ends - lengths, bos), ((ends - 1)[ending], eos)):
             if added:
                 tokens[places] = added[0]
                 is_text[places] = False
@@ -116,6 +118,8 @@ class _Text(NamedTuple):
     response: str
     markup: bool
     """Rendered by a chat template."""
+    cut: bool = False
+    """It ends without an end token."""
 
 
 def load_template_tokenizer(options: TokenizerOptions) -> "PreTrainedTokenizerBase":

@@ -1,6 +1,7 @@
 """A model's responses to the prompts of a file, as training data: SeqKD (arXiv 1606.07947).
 
-A line of the output is an object with `prompt` and `output`.
+A line of the output is an object with `prompt`, `output` and `finish_reason`: `stop`, or `length` for a response that
+was cut, behind which preprocessing puts no end-of-sequence token; otherwise the student would learn to end early.
 
 The responses grow in FILE.partial, block by block in the order of the prompts, beside FILE.partial.json, which says
 what they are made from. After a kill the same command goes on behind the last whole line. What a prompt's response is
@@ -17,6 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megaokd.agreement import from_main
+from megaokd.data.examples import CUT, FINISH_REASON
 from megaokd.data.tokenizer import encode_prompts, load_tokenizer
 from megaokd.errors import UserError
 from megaokd.evaluation.generation import continue_prompts
@@ -54,8 +56,8 @@ class Responding:
 def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) -> None:
     """Write `work.output`, one line a prompt in their order. Collective over the world and `ranks`.
 
-    Prompts that leave no room for `max_new_tokens` are left out, and their number is told. A response that did not end
-    within them stands as it is. Each block costs a gather of its tokens and a broadcast.
+    Prompts that leave no room for `max_new_tokens` are left out, and their number is told; so is that of the responses
+    that did not end within them. Each block costs a gather of its tokens and a broadcast.
 
     say: tells the user; called on every rank.
 
@@ -75,7 +77,9 @@ def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) 
         lines = _respond(decoder, tokenizer, chosen, work, ranks)
         from_main(lambda lines=lines: _append(_partial(work), lines))  # type: ignore[misc]  # bound now, called now
         say(f"{work.output}: {start + len(chosen)} of {len(prompts)} responses")
-    from_main(lambda: _finish(work))
+    cut = from_main(lambda: _finish(work))
+    if cut:
+        say(f"{work.output}: {cut} of {len(prompts)} responses did not end within {work.options.max_new_tokens} tokens")
 
 
 def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: Callable[[str], None]) -> list[Prompt]:
@@ -93,17 +97,21 @@ def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: 
 def _respond(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], work: Responding, ranks: Ranks
 ) -> list[str]:
+    eos_id = int(tokenizer.eos_token_id)
     rows = continue_prompts(
         decoder,
         [prompt.ids for prompt in prompts],
         work.options,
         ranks,
-        eos_id=int(tokenizer.eos_token_id),
+        eos_id=eos_id,
         batch_size=work.batch,
         streams=[prompt.line for prompt in prompts],
     )
     texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
-    records = ({"prompt": prompt.text, "output": text} for prompt, text in zip(prompts, texts, strict=True))
+    records = (
+        {"prompt": prompt.text, "output": text, FINISH_REASON: "stop" if row[-1:] == [eos_id] else CUT}
+        for prompt, text, row in zip(prompts, texts, rows, strict=True)
+    )
     return [json.dumps(record, ensure_ascii=False) for record in records]
 
 
@@ -142,7 +150,10 @@ def _append(path: Path, lines: Sequence[str]) -> None:
         os.fsync(file.fileno())
 
 
-def _finish(work: Responding) -> None:
+def _finish(work: Responding) -> int:
+    """Give the file its name; how many responses in it were cut."""
     _partial(work).replace(work.output)
     _identity(work).unlink()
     sync_folder(work.output.parent)
+    with work.output.open(encoding="utf-8") as file:
+        return sum(json.loads(line).get(FINISH_REASON) == CUT for line in file)

@@ -45,6 +45,34 @@ def test_instruction_examples_are_bos_prompt_response_eos(dataset: TokenDataset)
     assert dataset.meta.num_loss_tokens == (dataset.lengths - dataset.prompt_lengths).sum()
 
 
+def test_a_response_that_was_cut_gets_no_end(tmp_path: Path) -> None:
+    """Marked as `megaokd generate` marks it; those beside it keep theirs, and a template's end is left out too."""
+    tokenizer = load_tokenizer(tokenizer_folder(tmp_path / "tokenizer"))
+    marks = ("stop", "length", None, "length")
+    records = [{"prompt": f"item {n}", "output": " of a" * n, "finish_reason": mark} for n, mark in enumerate(marks)]
+    source = write_jsonl(tmp_path / "x.jsonl", records)
+    preprocess([str(source)], str(tmp_path / "tokenizer"), tmp_path / "data")
+    prompts = encode_prompts(tokenizer, [record["prompt"] for record in records])
+    responses = encode_texts(tokenizer, [record["output"] for record in records])
+    dataset = TokenDataset(tmp_path / "data")
+    for index, mark in enumerate(marks):
+        ending = [] if mark == "length" else [2]
+        assert dataset[index].tolist() == [*prompts[index], *responses[index], *ending]
+        assert dataset.prompt_lengths[index] == len(prompts[index])
+
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}[{{ m.content }}|{% endfor %}{{ '[' if add_generation_prompt }}"
+    )
+    preprocess(
+        [str(source)], str(tmp_path / "tokenizer"), tmp_path / "chat",
+        PreprocessOptions(chat_template=str(tmp_path / "chat.jinja")),
+    )  # fmt: skip
+    chat = TokenDataset(tmp_path / "chat")
+    for index, mark in enumerate(marks):
+        response = records[index]["output"] + ("" if mark == "length" else "|")
+        assert tokenizer.decode(chat[index][chat.prompt_lengths[index] :]).strip() == response.strip()
+
+
 def test_documents_are_one_stream_in_which_every_token_is_predicted_once(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder(tmp_path / "tokenizer"))
     texts = [f"Document {n}: " + "a list, " * n for n in range(30)]

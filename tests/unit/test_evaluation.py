@@ -371,6 +371,14 @@ def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
         records = [json.loads(line) for line in expected.splitlines()]
         assert [record["prompt"] for record in records] == texts[:4] + texts[5:]
         assert len({record["output"] for record in records}) > 4
+        cut = sum(record["finish_reason"] == "length" for record in records)
+        assert 0 < cut < len(records)
+        words = {
+            kind: [len(record["output"].split()) for record in records if record["finish_reason"] == kind]
+            for kind in ("stop", "length")
+        }
+        assert max(words["stop"]) < 10 == max(words["length"])
+        assert said[-1].endswith(f"{cut} of 9 responses did not end within 10 tokens")
         assert any("1 prompts of 10 are empty or too long" in line for line in said)
         with pytest.raises(UserError, match="exists already"):
             write_responses(responding("whole.jsonl"), RANKS, said.append)
