@@ -5,21 +5,20 @@ Usage: torchrun ... cost_worker.py CASES.json OUTPUT.json, with CASES = {name: c
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.autograd.graph import saved_tensors_hooks
 
+from megaokd.benchmark.growth.idle import ObservedRunner
+from megaokd.benchmark.growth.kept import kept_bytes, storages_of, total_bytes
 from megaokd.config_file import parse_config
 from megaokd.data.batches import IGNORE, Batch
 from megaokd.mesh import build_mesh, start_distributed
-from megaokd.models.decoder import Decoder
-from megaokd.precision import Precision, autocast
+from megaokd.pipeline.schedule import PipelineRunner
 from megaokd.run import Run, build_run
 from tests.distributed.collectives import RecordedTraffic
-from tests.distributed.live_tensors import Storages, storages_of
 
 
 def main() -> None:
@@ -29,17 +28,22 @@ def main() -> None:
     for name, values in cases.items():
         config = parse_config(values)
         run = build_run(config, build_mesh(config.parallel, device))
-        run.step(0, run.train_batches.batch(0))
+        step, runner = run.step, run.step.runner
+        watch = ObservedRunner(runner) if isinstance(runner, PipelineRunner) else None
+        if watch is not None:
+            step = replace(step, runner=watch)
+        step(0, run.train_batches.batch(0))
         batch = run.train_batches.batch(1)
         with RecordedTraffic(group_names(run)) as traffic:
-            run.step(1, batch)
+            step(1, batch)
         own = {
             "place": [run.mesh.pipeline.rank, run.mesh.data.rank, run.mesh.tensor.rank],
             "width": batch.tokens.shape[-1],
             "loss_tokens": loss_tokens(run, batch),
             "traffic": [[*key, calls, traffic.bytes[key]] for key, calls in sorted(traffic.calls.items())],
             **held(run),
-            "kept": kept(run),
+            "kept": kept_bytes(run, batch),
+            "seconds": None if watch is None else [watch.busy, watch.span],
         }
         everywhere: list[Any] = [None] * run.mesh.world_size
         dist.all_gather_object(everywhere, own)
@@ -81,46 +85,10 @@ def held(run: Run) -> dict[str, int]:
     state = [value for values in optimizer.optimizer.state.values() for value in values.values()]
     state += optimizer.single_partition_of_fp32_groups
     return {
-        "frozen": total(storages_of(*frozen)),
-        "trained": total(storages_of(*trained, *optimizer.bit16_groups_flat)),
-        "optimizer": total(storages_of(*state)),
+        "frozen": total_bytes(storages_of(*frozen)),
+        "trained": total_bytes(storages_of(*trained, *optimizer.bit16_groups_flat)),
+        "optimizer": total_bytes(storages_of(*state)),
     }
-
-
-def kept(run: Run) -> dict[str, int]:
-    """Bytes that both models of this rank's stages keep for backward, of one micro-batch."""
-    sums = {"student": 0, "teacher": 0}
-    batch = run.train_batches.batch(1)
-    for position, stage in enumerate(run.models.stages):
-        index = run.mesh.pipeline.rank + position * run.mesh.pipeline.size
-        for name, model, slot in (("student", stage.student, 0), ("teacher", stage.teacher, 1)):
-            if model is not None:
-                grad = index > 0 and index > run.models.slots[slot].grad_from_stage
-                sums[name] += kept_by(model, batch, index, stage.precision, grad)
-    return sums
-
-
-def kept_by(model: Decoder, batch: Batch, stage: int, precision: Precision, grad: bool) -> int:
-    tokens = inputs = batch.tokens[0].clone()  # without the other micro-batches' storage
-    places = batch.positions[0].clone() if batch.positions is not None else None
-    if stage:
-        examples, sequence = tokens.shape
-        own = examples // model.rows.size if model.rows is not None else examples
-        inputs = torch.zeros(own, sequence // model.tp.sequence_parts, model.arch.hidden_size, requires_grad=grad)
-    storages: Storages = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storages.update(storages_of(tensor))
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(precision, inputs.device):
-        model(inputs, places)
-    weights = storages_of(*model.parameters())
-    return total({address: storage for address, storage in storages.items() if address not in weights})
-
-
-def total(storages: Storages) -> int:
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from megaokd.benchmark.growth.kept import Storages, storages_of
 from megaokd.precision import autocast
 from megaokd.run import Run
-
-Storages = dict[int, torch.UntypedStorage]
 
 
 def live_storages() -> Storages:
@@ -20,11 +19,6 @@ def live_storages() -> Storages:
         warnings.simplefilter("ignore")
         tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     return storages_of(*tensors)
-
-
-def storages_of(*tensors: torch.Tensor) -> Storages:
-    found = (tensor.untyped_storage() for tensor in tensors if tensor.device.type != "meta")
-    return {storage.data_ptr(): storage for storage in found if storage.nbytes()}
 
 
 def memory(run: Run, before: Storages) -> dict[str, Any]:

@@ -118,6 +118,19 @@ def test_memory_of_every_rank_is_predicted(layout: str, measured: dict[str, tupl
             assert kept == pytest.approx(rank["kept"][name], rel=0.01), f"rank {rank['place']}, {name}"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_ranks_of_a_pipeline_are_busy_for_some_of_its_time(
+    layout: str, measured: dict[str, tuple[Any, Any]]
+) -> None:
+    """As `megaokd benchmark growth` watches them."""
+    values, ranks = measured[layout]
+    for rank in ranks:
+        assert (rank["seconds"] is None) == (values["parallel"].get("pipeline", 1) == 1)
+        if rank["seconds"] is not None:
+            busy, span = rank["seconds"]
+            assert 0.02 * span < busy < span
+
+
 def predicted_traffic(case: Setting, rank: dict[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
     """(kind, group) -> calls, bytes; an axis of all processes shares its group with the world.
 

@@ -97,7 +97,15 @@ class Worker:
 
     def measure_memory(self, number: int) -> None:
         """Note the peaks: the process's since its first step, and that of tensors in one more step of that number."""
+        self.begin_memory(number)
+        self.finish_memory()
+
+    def begin_memory(self, number: int) -> None:
+        """Let it make that step."""
         self._pipe.send(("memory", number))
+
+    def finish_memory(self) -> None:
+        """Wait for the peaks, and note them."""
         self.contender.process_bytes, self.contender.tensor_bytes = self._receive()
 
     def measure_operators(self, number: int) -> None:
