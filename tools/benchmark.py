@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "loss": ("megaokd.benchmark.loss_command", "time and peak memory of the loss beside its alternatives"),
     "step": ("megaokd.benchmark.step_command", "a training step, its parts and its memory, beside other loops"),
     "growth": ("megaokd.benchmark.growth_command", "how time and memory of a step grow, beside what is predicted"),
+    "sampling": ("megaokd.benchmark.sampling_command", "an update on the student's own text over an update of OKD"),
 }
 
 

@@ -40,11 +40,13 @@ class Pair:
     sequence: int = 256
     global_batch: int = 8
     micro_batch: int = 4
+    prompt_tokens: int | None = None
+    """None: half of the labels of an example carry loss."""
 
     @property
     def prompt(self) -> int:
-        """Tokens of a prompt: half of the labels of an example carry loss."""
-        return self.sequence // 2 + 1
+        """Tokens of a prompt."""
+        return self.prompt_tokens or self.sequence // 2 + 1
 
     @property
     def loss_tokens(self) -> int:
@@ -86,7 +88,7 @@ class World:
 
 
 def build_world(pair: Pair, root: Path, num_batches: int) -> World:
-    """Write both models and `num_batches` global batches of examples; half of each sequence is prompt."""
+    """Write both models and `num_batches` global batches of examples, each a prompt and a response."""
     world = World(pair, root)
     _write_tokenizer(root / "tokenizer", pair.vocab)
     draw = random.Random(0)
