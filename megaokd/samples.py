@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from megaokd.callbacks.base import TextSample
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.errors import UserError
@@ -18,6 +20,7 @@ class TextSampler:
     """The first `logging.samples` prompts of the validation data, continued greedily."""
 
     run: Run
+    tokenizer: PreTrainedTokenizerBase
     prompts: list[list[int]]
     references: list[list[int]]
 
@@ -38,7 +41,8 @@ class TextSampler:
         lengths = batches.dataset.prompt_lengths
         chosen = [int(index) for index in batches.visited()[:wanted]]
         examples = [(batches.dataset[index].tolist(), int(lengths[index])) for index in chosen]
-        return cls(run, [tokens[:end] for tokens, end in examples], [tokens[end:] for tokens, end in examples])
+        prompts, references = [tokens[:end] for tokens, end in examples], [tokens[end:] for tokens, end in examples]
+        return cls(run, load_tokenizer(run.dataset.tokenizer_path), prompts, references)
 
     def __call__(self, step: int) -> list[TextSample]:
         """Samples where they are due; empty elsewhere, and on ranks other than 0.
@@ -50,12 +54,11 @@ class TextSampler:
         due = number % config.logging.samples_every == 0 or step == config.train.steps
         if not due or self.run.mesh.data.rank != 0:
             return []
-        tokenizer = load_tokenizer(self.run.dataset.tokenizer_path)
-        eos_id = int(tokenizer.eos_token_id)
+        eos_id = int(self.tokenizer.eos_token_id)
         (student,) = self.run.models.students
         answers = generate(student, self.prompts, _OPTIONS, eos_id=eos_id, precision=config.train.precision)
         if not self.run.mesh.is_main:
             return []
-        texts = ([str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows]
+        texts = ([str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows]
                  for rows in (self.prompts, self.references, answers))  # fmt: skip
         return [TextSample(*parts) for parts in zip(*texts, strict=True)]

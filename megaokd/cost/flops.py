@@ -85,23 +85,30 @@ def count_step(
     layer = layer_work(student, tokens.rows, tokens.width, needs=True, trains=True, recompute=method.recompute)
     # The range of the vocabulary is the larger model's, also where the other has fewer rows.
     vocab = max(arch.vocab_size for arch in (student, teacher) if arch is not None)
-    product = 2 * tokens.loss_tokens * vocab
-    head = Work(product * student.hidden_size, 2 * product * student.hidden_size)
+    logits, moves = tokens.loss_tokens * vocab, method.online is not None
+    head, teacher_head = heads_work(student, teacher, logits, moves=moves, anchor=method.anchor)
+    trunk = times(layer, student.num_layers)
     if teacher is None:
-        return StepFlops(times(layer, student.num_layers), head, Work(), Work(), tokens.loss_tokens * vocab)
-    moves = method.online is not None
-    teacher_head = Work(product * teacher.hidden_size, product * teacher.hidden_size * moves)
-    passes = 2
-    if method.anchor:  # a second loss, between the two teachers
-        teacher_head += Work(2 * product * teacher.hidden_size, product * teacher.hidden_size)
-        passes += 2
-    return StepFlops(
-        times(layer, student.num_layers),
-        head,
-        _teacher_work(teacher, tokens, method),
-        teacher_head,
-        tokens.loss_tokens * vocab * passes,
-    )
+        return StepFlops(trunk, head, Work(), teacher_head, logits)
+    passes = 4 if method.anchor else 2  # with an anchor a second loss, between the two teachers
+    return StepFlops(trunk, head, _teacher_work(teacher, tokens, method), teacher_head, logits * passes)
+
+
+def heads_work(
+    student: DecoderArchitecture, teacher: DecoderArchitecture | None, logits: int, *, moves: bool, anchor: bool
+) -> tuple[Work, Work]:
+    """The student's and the teacher's head, which make `logits` each.
+
+    A product forward, one backward for the hidden states of a model that learns, one for the student's head itself. The
+    anchor's loss makes the logits of both teachers once more.
+    """
+    product = 2 * logits * student.hidden_size
+    head = Work(product, 2 * product)
+    if teacher is None:
+        return head, Work()
+    product = 2 * logits * teacher.hidden_size
+    teacher_head = Work(product, product * moves)
+    return head, teacher_head + Work(2 * product, product) if anchor else teacher_head
 
 
 def _teacher_work(arch: DecoderArchitecture, tokens: StepTokens, method: StepMethod) -> Work:

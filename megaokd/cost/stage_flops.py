@@ -1,5 +1,6 @@
 """Matrix-product FLOPs of one micro-batch on one stage: `flops.count_step`, cut into stages."""
 
+from megaokd.cost.flops import heads_work
 from megaokd.cost.layer_flops import Work, bottleneck_work, layer_work
 from megaokd.cost.parts import Part
 from megaokd.cost.setting import Setting
@@ -32,12 +33,7 @@ def _layers(setting: Setting, part: Part) -> Work:
 
 
 def _heads(setting: Setting) -> Work:
-    """A product forward for each model, one backward for its hidden states if it learns, one for the student's head."""
     padded = max(arch.vocab_size for arch in (setting.student, setting.teacher) if arch is not None)
-    product = 2 * setting.loss_tokens * padded
-    total = Work(product * setting.student.hidden_size, 2 * product * setting.student.hidden_size)
-    if setting.teacher is None:
-        return total
-    product *= setting.teacher.hidden_size
-    total += Work(product, product * setting.has_modules)
-    return total + Work(2 * product, product) if setting.terms.anchor else total
+    logits, anchor = setting.loss_tokens * padded, bool(setting.terms.anchor)
+    student, teacher = heads_work(setting.student, setting.teacher, logits, moves=setting.has_modules, anchor=anchor)
+    return student + teacher
