@@ -2,7 +2,8 @@
 
 Under a launcher or without one: the model is split over --tensor processes, and what is left of the processes shares
 the prompts. Every line of the output is an object with `prompt`, `output` and `finish_reason`, which
-`megaokd preprocess` reads. Started again after a kill, it goes on where it was.
+`megaokd preprocess` reads. Started again after a kill, it goes on where it was; on SIGTERM it writes what it has in
+hand, and the exit status is 75.
 """
 
 import argparse
@@ -18,6 +19,9 @@ from megaokd.train_command import run_split
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
     from megaokd.signals import StopRequest
+
+
+INTERRUPTED = 75
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,13 +46,13 @@ def main(argv: Sequence[str]) -> int:
         batch=options.batch,
     )
 
-    def work(mesh: "ParallelMesh", _: "StopRequest") -> int:
+    def work(mesh: "ParallelMesh", stop: "StopRequest") -> int:
         def say(text: str) -> None:
             if mesh.is_main:
                 print(text, flush=True)
 
-        write_responses(responding, Ranks.of(mesh), say)
-        return 0
+        whole = write_responses(responding, Ranks.of(mesh), say, lambda: stop.requested)
+        return 0 if whole else INTERRUPTED
 
     return run_split(options.tensor, work)
 

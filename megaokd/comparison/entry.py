@@ -37,11 +37,34 @@ class Search:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Responses:
+    """What the recipe's teacher writes to prompts, once for all seeds, in the place of the training data (SeqKD)."""
+
+    prompts: str
+    """JSONL of objects with `prompt`: the training data before they were tokenized."""
+    max_new_tokens: Positive = 128
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """0: the likeliest token each time."""
+    top_k: NonNegative = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: NonNegative = 0
+    batch: Positive = 16
+    """Prompts at a time."""
+    tensor: Positive = 1
+    """Processes that the teacher is split over; what is left of the recipe's shares the prompts."""
+
+    def arguments(self) -> list[str]:
+        """For the command line of `megaokd generate`."""
+        given = {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class EntryOptions:
     """Keys of an entry that are the grid's and not the training run's."""
 
     like: str | None = None
-    """Another entry, with what was searched there: what this entry says is merged over it."""
+    """Another entry, with what was searched and written there: what this entry says is merged over it."""
     set: dict[str, Any] | None = None
     """Dotted key -> value, over all of it: a term added to an objective, where a section of it would replace it."""
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
@@ -50,6 +73,8 @@ class EntryOptions:
     """As many updates of `like` as take the training time of this entry's run of the same seed."""
     adapted_teacher_of: str | None = None
     """The teacher, frozen, is what this entry's run of the same seed made of it."""
+    responses: Responses | None = None
+    """It trains on what the teacher of `base` writes."""
     search: Search | None = None
 
     @property

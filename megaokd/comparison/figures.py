@@ -2,19 +2,24 @@
 
 import importlib.util
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megaokd.comparison.results import MEASURES, Curve, MethodResult, Results
+from megaokd.comparison.results import HIGHER_IS_BETTER, MEASURES, Curve, MethodResult, Results
 from megaokd.comparison.toy import ToyFit, original, positions
 from megaokd.errors import UserError
 
 FIGURES = {
-    "quality.png": ("Quality against training time", "A small point is a seed, the large one a method's mean."),
+    "quality.png": (
+        "Quality against training time",
+        "A small point is a seed, the large one a method's mean; a ring, where there is one, is the mean with the time "
+        "that the teacher took to write the method's data. A method far worse than the rest is named above the frame.",
+    ),
     "loss.png": (
         "Loss",
-        "The student's cross-entropy over its updates, on training batches (dashed) and on the validation data.",
+        "The student's cross-entropy over its updates, on training batches (dashed) and on the validation data. What "
+        "lies far above the rest is cut off.",
     ),
     "drift.png": (
         "Drift of the teacher",
@@ -93,33 +98,70 @@ def _draw_quality(figure: Any, methods: Sequence[MethodResult], time: str) -> bo
         return False
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for key, axis in zip(shown, axes, strict=True):
-        for index, method in enumerate(methods):
-            if key in method.measures:
-                seconds, values = method.measures[time], method.measures[key]
-                axis.scatter(seconds.values, values.values, s=14, alpha=0.5, color=_color(index), linewidths=0)
-                axis.scatter(seconds.mean, values.mean, s=60, color=_color(index), label=method.name)
+        _draw_methods(axis, methods, key, time)
         axis.set(xlabel=MEASURES[time], ylabel=MEASURES[key])
     _legend(figure, axes[0])
     return True
 
 
+def _draw_methods(axis: Any, methods: Sequence[MethodResult], key: str, time: str) -> None:
+    means = {}
+    for index, method in enumerate(methods):
+        if key not in method.measures:
+            continue
+        seconds, values = method.measures[time], method.measures[key]
+        color, marker = _color(index), _marker(index)
+        axis.scatter(seconds.values, values.values, s=14, alpha=0.5, color=color, linewidths=0)
+        axis.scatter(seconds.mean, values.mean, s=60, color=color, marker=marker, label=method.name)
+        writing = method.writing_seconds(time)
+        if writing is not None:
+            axis.scatter(seconds.mean + writing, values.mean, s=60, facecolors="none", edgecolors=color, marker=marker)
+        means[method.name] = values.mean
+    outside = _cut(axis, means, higher=key in HIGHER_IS_BETTER)
+    if outside:
+        axis.set_title("\n".join(f"outside: {name}, {means[name]:.2f}" for name in outside), fontsize="small")
+
+
+def _cut(axis: Any, values: Mapping[Any, float], *, higher: bool) -> list[Any]:
+    """Frame `values` without those that are far worse than the rest; the keys of these.
+
+    Far: further from the quartile than three times the quartiles' distance. One such value would press all others
+    together.
+    """
+    if len(values) < 4:
+        return []
+    sign = -1.0 if higher else 1.0
+    low, _, high = statistics.quantiles([sign * value for value in values.values()], n=4)
+    outside = [key for key, value in values.items() if sign * value > high + 3.0 * (high - low)]
+    if outside:
+        inside = [value for key, value in values.items() if key not in outside]
+        margin = 0.08 * (max(inside) - min(inside))
+        axis.set_ylim(min(inside) - margin, max(inside) + margin)
+    return outside
+
+
 def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[str], label: str) -> bool:
     """The last of `names` is drawn with markers, others dashed; whether any method has one of them."""
     axis = figure.subplots()
+    framed: dict[tuple[str, int], float] = {}
     for index, method in enumerate(methods):
         present = [name for name in names if method.curves.get(name)]
         for name in present:
             mean = _mean_curve(method.curves[name])
             style = (
-                {"linewidth": 1.6, "marker": "o", "markersize": 3}
+                {"linewidth": 1.6, "marker": _marker(index), "markersize": 4}
                 if name == names[-1]
                 else {"linewidth": 0.8, "linestyle": "--"}
             )
+            if name == names[-1]:
+                framed |= {(method.name, step): value for step, value in mean.items()}
             legend = method.name if name == present[-1] else None
             axis.plot(list(mean), list(mean.values()), color=_color(index), label=legend, **style)
     axis.set(xlabel="student updates", ylabel=label)
     if not axis.lines:
         return False
+    if len(names) > 1:
+        _cut(axis, framed, higher=False)
     _legend(figure, axis)
     return True
 
@@ -135,7 +177,11 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def _color(index: int) -> Any:
-    """The same in every figure: ten strong colours, then their pale ones."""
+    """The same in every figure; ten, then they come again with another marker."""
     from matplotlib import colormaps
 
-    return colormaps["tab20"]((2 * index if index < 10 else 2 * index + 1) % 20)
+    return colormaps["tab10"](index % 10)
+
+
+def _marker(index: int) -> str:
+    return "osD^vP"[index // 10 % 6]

@@ -8,6 +8,7 @@ from typing import Any
 
 from megaokd.checkpoint.state import MERGED_TEACHER_FOLDER, STUDENT_FOLDER, TEACHER_ADAPTER_FOLDER
 from megaokd.comparison.recipe import TIMES, Recipe
+from megaokd.comparison.responses import ResponsesRun, responses_of
 from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.comparison.work import (
     CONFIG_FILE,
@@ -64,10 +65,11 @@ class Cell:
 
     @property
     def sources(self) -> list[Work]:
-        """The search that decides its settings, the cells of its seed that it takes time or teacher of."""
-        searched = self.recipe.searched(self.method)
+        """The search that decides its settings, what it trains on, the cells that it takes time or teacher of."""
+        searched, written = self.recipe.searched(self.method), responses_of(self.recipe, self.method)
         cells = [Cell(self.recipe, name, self.seed) for name in self.recipe.entries[self.method].options.sources]
-        return [*([SearchRun(self.recipe, searched)] if searched else []), *cells]
+        search = [SearchRun(self.recipe, searched)] if searched else []
+        return [*search, *([written] if written else []), *cells]
 
     def parts(self) -> dict[str, Any]:
         """What decides the cell's result, by what would have to be done again. Its sources are finished."""
@@ -75,6 +77,9 @@ class Cell:
         training = {"config": self._config(), "processes": self.recipe.processes}
         if options.adapted_teacher_of:
             training["teacher_of"] = Cell(self.recipe, options.adapted_teacher_of, self.seed).parts()["training"]
+        written = responses_of(self.recipe, self.method)
+        if written is not None:
+            training |= written.parts()
         evaluation = {**to_dict(self.recipe.evaluation), "teacher": self.recipe.teacher}
         del evaluation["tensor"]  # however a model is split, it is measured alike
         return {"training": training, "evaluation": evaluation}
@@ -164,8 +169,10 @@ def cells(recipe: Recipe) -> Iterator[Cell]:
 
 def all_work(recipe: Recipe) -> list[Work]:
     """Everything, each after its sources."""
-    searches = [SearchRun(recipe, name) for name, entry in recipe.entries.items() if entry.options.search]
-    return [*searches, *cells(recipe)]
+    entries = recipe.entries.items()
+    responses = [ResponsesRun(recipe, name) for name, entry in entries if entry.options.responses]
+    searches = [SearchRun(recipe, name) for name, entry in entries if entry.options.search]
+    return [*responses, *searches, *cells(recipe)]
 
 
 def read_result(cell: Cell) -> dict[str, Any]:

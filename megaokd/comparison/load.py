@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ def load_recipe(path: str | Path) -> Recipe:
         raise UserError(f"{origins[('reference',)]}: reference = {recipe.reference!r} is no method of this recipe")
     options = _check_options(recipe, origins)
     configs = {name: _check_method(recipe, name, options, origins) for name in recipe.methods}
-    _check_shared(configs, origins)
+    _check_shared(recipe, configs, origins)
     for name in recipe.methods:
         where = origins[("methods", name)]
         _check_adapted_teacher(name, options[name], configs, where)
+        _check_responses(recipe, name, where)
         _check_search(recipe, name, configs[name], where)
     return recipe
 
@@ -64,10 +66,11 @@ def _check_options(recipe: Recipe, origins: dict[KeyPath, str]) -> dict[str, Ent
             raise UserError(f"{where}: {name}.equal_time_of needs {name}.like, whose seconds an update are known")
         if options.like and found[options.like].like:
             raise UserError(f"{where}: {name}.like = {options.like!r}, which is itself like another; name that one")
-        if options.like and options.search:
-            raise UserError(
-                f"{where}: {name} has its search from {options.like!r} or its own; leave out like or search"
-            )
+        for key in ("search", "responses"):
+            if options.like and getattr(options, key):
+                raise UserError(
+                    f"{where}: {name} has its {key} from {options.like!r} or its own; leave out like or {key}"
+                )
         _check_seeds(recipe, name, found, where)
         _check_cycle(name, found, where)
     return found
@@ -125,9 +128,11 @@ def _check_method(
     return parse_config(values, found, where)
 
 
-def _check_shared(configs: Mapping[str, Config], origins: dict[KeyPath, str]) -> None:
-    first = next(iter(configs))
+def _check_shared(recipe: Recipe, configs: Mapping[str, Config], origins: dict[KeyPath, str]) -> None:
+    first = next((name for name in configs if recipe.responding(name) is None), next(iter(configs)))
     for name, config in configs.items():
+        if recipe.responding(name) is not None:  # other responses: that is what is compared
+            config = replace(config, data=replace(config.data, train=configs[first].data.train))
         for what, ours, theirs in _shared(config, configs[first]):
             if ours != theirs:
                 raise UserError(
@@ -159,6 +164,18 @@ def _check_adapted_teacher(name: str, options: EntryOptions, configs: Mapping[st
         raise UserError(
             f"{where}: {name}.adapted_teacher_of: with student.from_teacher its student would start from other weights "
             "than the rest; export that student once and give it as student.path"
+        )
+
+
+def _check_responses(recipe: Recipe, name: str, where: str) -> None:
+    responses = recipe.entries[name].options.responses
+    if responses is None:
+        return
+    if recipe.teacher is None:
+        raise UserError(f"{where}: {name}.responses are those of the teacher of base; give teacher.path there")
+    if recipe.processes % responses.tensor:
+        raise UserError(
+            f"{where}: {name}.responses.tensor = {responses.tensor} does not divide processes = {recipe.processes}"
         )
 
 

@@ -43,19 +43,20 @@ def write_comparison_report(results: Results, recipe: Recipe) -> str:
     sections = _sections(results, recipe, folder / "figures")
     (folder / "report.md").write_text(_markdown(sections), encoding="utf-8")
     (folder / "report.html").write_text(_html(sections, folder / "figures"), encoding="utf-8")
-    failed = [f"failed: {', '.join(results.failures)}"] if results.failures else []
-    table = markdown_table(*next(iter(result_tables(results).values())))
+    failed = [f"failed: {'; '.join(results.failures)}"] if results.failures else []
+    table = markdown_table(*next(iter(result_tables(results, time=TIMES[recipe.time]).values())))
     return "\n".join(["", table, "", *failed, f"report: {folder / 'report.md'}, {folder / 'report.html'}"])
 
 
 def _sections(results: Results, recipe: Recipe, figures: Path) -> list[Section]:
     """Draws the figures as well."""
-    drawn = draw_figures(results, TIMES[recipe.time], figures)
+    time = TIMES[recipe.time]
+    drawn = draw_figures(results, time, figures)
     toy = fit_all()
     draw_toy(toy, figures)
     environment = [line.removeprefix("- ") for line in environment_lines(describe_environment())]
     return [
-        *(Section(title=title, table=table) for title, table in result_tables(results, recipe.reference).items()),
+        *(Section(title=title, table=table) for title, table in result_tables(results, recipe.reference, time).items()),
         Section(title="What was compared", items=notes_of(results, recipe)),
         *(Section(title=f"Failed: {name}", verbatim=words) for name, words in results.failures.items()),
         *(Section(title=FIGURES[name][0], words=[FIGURES[name][1]], figure=name) for name in drawn),

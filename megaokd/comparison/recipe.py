@@ -102,9 +102,15 @@ class Recipe:
 
     def searched(self, method: str) -> str | None:
         """The entry whose search decides something of this method: itself, or the one that it is like."""
-        options = self.entries[method].options
-        names = [name for name in (options.like, method) if name and self.entries[name].options.search]
-        return names[0] if names else None
+        return self._has(method, "search")
+
+    def responding(self, method: str) -> str | None:
+        """The entry whose responses of the teacher this method trains on: itself, or the one that it is like."""
+        return self._has(method, "responses")
+
+    def _has(self, method: str, option: str) -> str | None:
+        names = (self.entries[method].options.like, method)
+        return next((name for name in names if name and getattr(self.entries[name].options, option)), None)
 
     def values(
         self,
@@ -129,6 +135,9 @@ class Recipe:
         if teacher is not None:
             path = self.cell_folder(teacher, seed) / MERGED_TEACHER_FOLDER
             values = merged(values, {"teacher": {"path": str(path), "online": None}})
+        writer = self.responding(method)
+        if writer is not None:
+            values = merged(values, {"data": {"train": str(self.responses_data(writer))}})
         own: dict[str, Any] = {
             "train": {"seed": seed, "resume": "auto"} | ({} if steps is None else {"steps": steps}),
             "checkpoint": {"folder": str(folder), "export": True},
@@ -139,6 +148,14 @@ class Recipe:
     def cell_folder(self, method: str, seed: int) -> Path:
         """Where a run and its evaluation lie."""
         return Path(self.folder) / "cells" / method / f"seed-{seed}"
+
+    def responses_folder(self, method: str) -> Path:
+        """Where the teacher's responses of an entry that has some lie."""
+        return Path(self.folder) / "responses" / method
+
+    def responses_data(self, method: str) -> Path:
+        """The data set that they become."""
+        return self.responses_folder(method) / "data"
 
     def search_folder(self, method: str) -> Path:
         """Where its trials and their outcome lie."""

@@ -8,7 +8,9 @@ from typing import Any
 from megaokd.callbacks.journal import read_journal
 from megaokd.comparison.grid import Cell, cells, read_result
 from megaokd.comparison.recipe import Recipe
+from megaokd.comparison.responses import responses_of
 from megaokd.comparison.search import SearchRun, read_choice
+from megaokd.evaluation.responses import Cost
 from megaokd.evaluation.text_metrics import half_interval
 
 # Key of evaluation.json, or of the cell's own result -> the column of the table.
@@ -22,6 +24,8 @@ MEASURES = {
     "training_seconds": "training seconds",
     "training_cpu_seconds": "training CPU seconds",
 }
+HIGHER_IS_BETTER = {"top1_agreement", "rouge_l"}
+"""Of all other measures the lowest is the best."""
 ADAPTED = ("forward_kl", "reverse_kl", "top1_agreement")
 """Measured against the adapted teacher as well."""
 Curve = dict[int, float]
@@ -57,6 +61,12 @@ class MethodResult:
     adapted: Mapping[str, Measured] = field(default_factory=dict)
     curves: Mapping[str, list[Curve]] = field(default_factory=dict)
     """Name in log.jsonl -> one curve a seed."""
+    written: Cost | None = None
+    """What the teacher's responses that it trains on took, once for all seeds; None: it trains on the data's."""
+
+    def writing_seconds(self, time: str) -> float | None:
+        """What writing those took; `time`: a name of a training time, by the same measure."""
+        return None if self.written is None else getattr(self.written, time.removeprefix("training_"))
 
     def common_seeds(self, other: "MethodResult") -> list[int]:
         """Seeds whose cells of both are finished."""
@@ -93,7 +103,7 @@ def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
     evaluations = [result["evaluation"] for result in results.values()]
     return Results(
         methods=[
-            _method(name, {cell: result for cell, result in results.items() if cell.method == name})
+            _method(recipe, name, {cell: result for cell, result in results.items() if cell.method == name})
             for name in recipe.methods
         ],
         environments=[evaluation["environment"] for evaluation in evaluations],
@@ -107,10 +117,11 @@ def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
     )
 
 
-def _method(name: str, results: Mapping["Cell", dict[str, Any]]) -> MethodResult:
+def _method(recipe: Recipe, name: str, results: Mapping["Cell", dict[str, Any]]) -> MethodResult:
     measured = [{**result["evaluation"], **result} for result in results.values()]
     adapted = [result["evaluation"]["adapted"] or {} for result in results.values()]
     logs = [_curves(cell) for cell in results]
+    responses = responses_of(recipe, name)
     return MethodResult(
         name=name,
         seeds=tuple(cell.seed for cell in results),
@@ -118,6 +129,7 @@ def _method(name: str, results: Mapping["Cell", dict[str, Any]]) -> MethodResult
         measures=_present(measured, tuple(MEASURES)),
         adapted=_present(adapted, ADAPTED),
         curves={key: [log[key] for log in logs if key in log] for key in {key for log in logs for key in log}},
+        written=responses.cost() if responses is not None and responses.finished else None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from megaokd.callbacks.journal import JOURNAL_FILE, read_journal
 from megaokd.comparison.entry import Search
 from megaokd.comparison.recipe import Recipe
+from megaokd.comparison.responses import responses_of
 from megaokd.comparison.work import (
     INTERRUPTED,
     PARTS_FILE,
@@ -67,8 +68,9 @@ class SearchRun:
 
     @property
     def sources(self) -> list[Work]:
-        """None: an entry with a search takes nothing from others."""
-        return []
+        """What its trials train on, where the teacher writes it."""
+        written = responses_of(self.recipe, self.method)
+        return [] if written is None else [written]
 
     def trials(self) -> list[tuple[dict[str, Any], Path]]:
         """Settings and folder of each."""
@@ -121,8 +123,9 @@ class SearchRun:
 
     def _parts(self) -> dict[str, Any]:
         config = self._config({}, self.folder)
+        written = responses_of(self.recipe, self.method)
         search = {"config": config, "processes": self.recipe.processes, **to_dict(self.options)}
-        return {"search": search}
+        return {"search": search | ({} if written is None else written.parts())}
 
 
 def read_choice(recipe: Recipe, method: str) -> dict[str, Any]:

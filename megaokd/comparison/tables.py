@@ -15,9 +15,9 @@ _TIME_WORDS = {
 }
 
 
-def result_tables(results: Results, reference: str | None = None) -> dict[str, Table]:
-    """Heading -> what the students came to; the first one holds every method."""
-    tables = {"Students, against the original teacher": _table(results.methods, MEASURES)}
+def result_tables(results: Results, reference: str | None = None, time: str = TIMES["wall"]) -> dict[str, Table]:
+    """Heading -> what the students came to, by the training time `time`; the first one holds every method."""
+    tables = {"Students, against the original teacher": _table(results.methods, time)}
     other = next((method for method in results.methods if method.name == reference and method.seeds), None)
     if other is not None:
         tables[f"Differences to {other.name}, seed by seed"] = _differences(results.methods, other)
@@ -81,18 +81,23 @@ def _search(choice: dict[str, Any]) -> Table:
     return (*keys, choice["metric"], "updates", *(MEASURES[time] for time in TIMES.values()), ""), rows
 
 
-def _table(methods: list[MethodResult], columns: dict[str, str]) -> Table:
-    header = ("method", "seeds", "updates", *columns.values())
+def _table(methods: list[MethodResult], time: str) -> Table:
+    writing = [method.writing_seconds(time) for method in methods]
+    header = ("method", "seeds", "updates", *MEASURES.values())
     rows = [
         (
             method.name,
             str(len(method.seeds)),
             " / ".join(map(str, sorted(set(method.steps)))) or "-",
-            *(_cell(method.measures.get(key), key) for key in columns),
+            *(_cell(method.measures.get(key), key) for key in MEASURES),
         )
         for method in methods
     ]
-    return header, rows
+    if set(writing) == {None}:
+        return header, rows
+    column = ["-" if seconds is None else f"{seconds:.1f}" for seconds in writing]
+    name = MEASURES[time].replace("training", "writing")
+    return (*header, name), [(*row, seconds) for row, seconds in zip(rows, column, strict=True)]
 
 
 def _cell(measured: Measured | None, key: str, sign: str = "") -> str:
@@ -119,7 +124,7 @@ def notes_of(results: Results, recipe: Recipe) -> list[str]:
             f"teacher: {evaluation['teacher'] or 'none'}; {evaluation['parameters']:,} parameters a student."
         )
         notes.append(_generations(recipe))
-    notes += _links(recipe)
+    notes += [*_links(recipe), *_written(results)]
     places = Counter(
         f"{place['commit']}, {place['cpu']}, {place.get('gpu', 'no GPU')}" for place in results.environments
     )
@@ -154,6 +159,16 @@ def _links(recipe: Recipe) -> list[str]:
             "The students were measured on the validation data: no final result if settings were chosen there."
         )
     return notes
+
+
+def _written(results: Results) -> list[str]:
+    return [
+        f"{method.name} trains on {cost.responses:,} responses of the teacher, {cost.tokens:,} tokens, written once "
+        f"for all seeds in {cost.seconds:.1f} s by the clock and {cost.cpu_seconds:.1f} CPU seconds. No training time "
+        "holds that; it is a part of the method's cost."
+        for method in results.methods
+        if (cost := method.written) is not None
+    ]
 
 
 def _generations(recipe: Recipe) -> str:

@@ -43,3 +43,10 @@ class Ranks:
         parts = [own] * dist.get_world_size(self.data)
         dist.all_gather_object(parts, own, group=self.data)
         return parts
+
+    def total(self, own: float) -> float:
+        """Summed over all processes. One gather, and one all-reduce where a model is split."""
+        summed = torch.tensor(sum(self.gather(own)), dtype=torch.float64, device=self.device)
+        if self.tp.size > 1:
+            dist.all_reduce(summed, group=self.tp.group)
+        return summed.item()

@@ -2,17 +2,19 @@
 
 A line of the output is an object with `prompt`, `output` and `finish_reason`: `stop`, or `length` for a response that
 was cut, behind which preprocessing puts no end-of-sequence token; otherwise the student would learn to end early.
+Beside it FILE.json says what it was made from and what that cost, a part of the price of training on it.
 
-The responses grow in FILE.partial, block by block in the order of the prompts, beside FILE.partial.json, which says
-what they are made from. After a kill the same command goes on behind the last whole line. What a prompt's response is
+The responses grow in FILE.partial, block by block in the order of the prompts, beside FILE.partial.json, which becomes
+FILE.json. After a kill the same command goes on behind the last whole line. What a prompt's response is
 depends on nothing but the model, the prompt, its place in the file and the options; so the file is that of a run that
 was never interrupted, in whatever layout it goes on.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -53,13 +55,33 @@ class Responding:
     batch: int = 16
 
 
-def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) -> None:
-    """Write `work.output`, one line a prompt in their order. Collective over the world and `ranks`.
+@dataclass(frozen=True)
+class Cost:
+    """Of the responses that are there; starting and loading are left out, and of a killed call its last block."""
+
+    responses: int = 0
+    tokens: int = 0
+    """With those that end a response."""
+    seconds: float = 0.0
+    """By the clock."""
+    cpu_seconds: float = 0.0
+    """Of all threads of all processes."""
+
+
+def cost_file(output: Path) -> Path:
+    """Where it stands what a file of responses was made from and what that cost."""
+    return output.with_name(f"{output.name}.json")
+
+
+def write_responses(
+    work: Responding, ranks: Ranks, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+) -> bool:
+    """Write `work.output`, one line a prompt in their order; whether it is whole. Collective over world and `ranks`.
 
     Prompts that leave no room for `max_new_tokens` are left out, and their number is told; so is that of the responses
-    that did not end within them. Each block costs a gather of its tokens and a broadcast.
+    that did not end within them. Each block costs gathers of its tokens and its time, and a broadcast.
 
-    say: tells the user; called on every rank.
+    say: tells the user; called on every rank. stopped: asked after each block; what is true on one rank ends all.
 
     Raises:
         UserError: the output exists, a file is not what it should be, or what has been begun is of other options.
@@ -67,19 +89,31 @@ def write_responses(work: Responding, ranks: Ranks, say: Callable[[str], None]) 
     tokenizer = load_tokenizer(work.model)
     loader = ModelLoader([work.model], tokenizer, ranks)
     prompts = _read(work, tokenizer, loader.positions - work.options.max_new_tokens, say)
-    done = from_main(lambda: _begin(work))
-    if done:
-        say(f"{work.output}: {done} of {len(prompts)} responses are there; going on behind them")
+    cost = from_main(lambda: _begin(work))
+    if cost.responses:
+        say(f"{work.output}: {cost.responses} of {len(prompts)} responses are there; going on behind them")
     decoder = loader.load(work.model)
     block = BLOCK * len(ranks.gather(0))
-    for start in range(done, len(prompts), block):
+    for start in range(cost.responses, len(prompts), block):
         chosen = prompts[start : start + block]
-        lines = _respond(decoder, tokenizer, chosen, work, ranks)
-        from_main(lambda lines=lines: _append(_partial(work), lines))  # type: ignore[misc]  # bound now, called now
-        say(f"{work.output}: {start + len(chosen)} of {len(prompts)} responses")
+        started, cpu_started = time.perf_counter(), time.process_time()
+        lines, tokens = _respond(decoder, tokenizer, chosen, work, ranks)
+        cost = Cost(
+            responses=start + len(chosen),
+            tokens=cost.tokens + tokens,
+            seconds=cost.seconds + time.perf_counter() - started,
+            cpu_seconds=cost.cpu_seconds + ranks.total(time.process_time() - cpu_started),
+        )
+        from_main(lambda lines=lines, cost=cost: _append(work, lines, cost))  # type: ignore[misc]  # bound now
+        say(f"{work.output}: {cost.responses} of {len(prompts)} responses")
+        if cost.responses < len(prompts) and ranks.total(float(stopped())):
+            say("interrupted; the same command goes on here")
+            return False
+    say(f"{work.output}: {cost.tokens:,} tokens in {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} CPU seconds")
     cut = from_main(lambda: _finish(work))
     if cut:
         say(f"{work.output}: {cut} of {len(prompts)} responses did not end within {work.options.max_new_tokens} tokens")
+    return True
 
 
 def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: Callable[[str], None]) -> list[Prompt]:
@@ -96,7 +130,8 @@ def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: 
 
 def _respond(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], work: Responding, ranks: Ranks
-) -> list[str]:
+) -> tuple[list[str], int]:
+    """The lines of the output, and how many tokens they are."""
     eos_id = int(tokenizer.eos_token_id)
     rows = continue_prompts(
         decoder,
@@ -112,7 +147,7 @@ def _respond(
         {"prompt": prompt.text, "output": text, FINISH_REASON: "stop" if row[-1:] == [eos_id] else CUT}
         for prompt, text, row in zip(prompts, texts, rows, strict=True)
     )
-    return [json.dumps(record, ensure_ascii=False) for record in records]
+    return [json.dumps(record, ensure_ascii=False) for record in records], sum(map(len, rows))
 
 
 def _partial(work: Responding) -> Path:
@@ -123,35 +158,39 @@ def _identity(work: Responding) -> Path:
     return work.output.with_name(f"{work.output.name}.partial.json")
 
 
-def _begin(work: Responding) -> int:
-    """How many responses there are from before; what a kill left of one more is cut off."""
+def _begin(work: Responding) -> Cost:
+    """Of the responses that are there from before; what a kill left of one more is cut off."""
     if work.output.exists():
         raise UserError(f"{work.output} exists already; name a file that does not")
     weights = {file.name: file_sha256(file) for file in sorted(work.model.glob("*.safetensors"))}
     wanted = {"weights": weights, "prompts": file_sha256(work.prompts), "options": asdict(work.options)}
     partial, identity = _partial(work), _identity(work)
     if identity.exists():
-        if json.loads(identity.read_text(encoding="utf-8")) != wanted:
+        begun = json.loads(identity.read_text(encoding="utf-8"))
+        if begun.get("made_from") != wanted:
             raise UserError(
                 f"{partial} was begun with another model, other prompts or other options; delete it and "
                 f"{identity.name}, or repeat that command"
             )
-        return drop_torn_line(partial).count(b"\n")
+        return replace(Cost(**begun["cost"]), responses=drop_torn_line(partial).count(b"\n"))
     work.output.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
-    write_json(identity, wanted)
-    return 0
+    write_json(identity, {"made_from": wanted, "cost": asdict(Cost())})
+    return Cost()
 
 
-def _append(path: Path, lines: Sequence[str]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+def _append(work: Responding, lines: Sequence[str], cost: Cost) -> None:
+    with _partial(work).open("a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
+    identity = _identity(work)
+    write_json(identity, {**json.loads(identity.read_text(encoding="utf-8")), "cost": asdict(cost)})
 
 
 def _finish(work: Responding) -> int:
     """Give the file its name; how many responses in it were cut."""
+    write_json(cost_file(work.output), json.loads(_identity(work).read_text(encoding="utf-8")))
     _partial(work).replace(work.output)
     _identity(work).unlink()
     sync_folder(work.output.parent)

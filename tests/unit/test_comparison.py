@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megaokd.comparison import figures
+from megaokd.comparison import figures, responses
 from megaokd.comparison.grid import Cell, all_work
 from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
@@ -20,6 +20,7 @@ from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.comparison.work import CellError
 from megaokd.config_file import parse_config
 from megaokd.errors import UserError
+from megaokd.tools import generate as generate_command
 
 RECIPE: dict[str, Any] = {
     "folder": "runs/grid",
@@ -308,3 +309,66 @@ def test_missing_matplotlib_is_told_with_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'megaokd\[report\]'"):
         figures.check_matplotlib()
+
+
+def test_responses_of_the_teacher_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By commands that exist, for both seeds and for what is like it; other ones are refused once there are some."""
+    commands: list[list[str]] = []
+
+    def pretend(words: list[str], write: Any, processes: int = 1) -> None:
+        commands.append(words)
+        output = Path(words[words.index("--output") + 1])
+        if words[1] == "generate":
+            assert generate_command._parser().parse_args(words[2:]).temperature == 0.7
+            output.touch()
+        else:
+            output.mkdir()
+
+    monkeypatch.setattr(responses, "must", pretend)
+    seqkd: dict[str, Any] = {"method": "sft", "responses": {"prompts": "train.jsonl", "temperature": 0.7}}
+    search = {"candidates": {"optimizer.student.lr": [0.1]}}
+    values = {"methods__seqkd": seqkd, "methods__on_both": {"like": "seqkd", "method": "forward_kl"}}
+    values |= {"folder": str(tmp_path / "grid"), "base__data__validation": "d", "base__train__validate_every": 1}
+    recipe = load_recipe(write(tmp_path, **values))
+    written, *others = all_work(recipe)
+    assert (written.name, written.finished) == ("seqkd, responses", False)
+    for name in ("seqkd", "on_both"):
+        assert [work.name for work in Cell(recipe, name, 1).sources] == ["seqkd, responses"]
+    assert Cell(recipe, "sft", 0).sources == []
+    assert "seqkd, responses" not in [work.name for work in others]
+    written.run(print)
+    assert written.finished
+    assert [words[1] for words in commands] == ["generate", "preprocess"]
+    for name, seed in (("seqkd", 0), ("seqkd", 1), ("on_both", 0)):
+        training = Cell(recipe, name, seed).parts()["training"]
+        assert Path(training["config"]["data"]["train"]).is_dir()
+        assert training["generation"]["temperature"] == 0.7
+    searching = load_recipe(write(tmp_path, **values | {"methods__seqkd": {**seqkd, "search": search}}))
+    assert [work.name for work in SearchRun(searching, "seqkd").sources] == ["seqkd, responses"]
+
+    seqkd["responses"] |= {"batch": 4, "temperature": 0.7}  # as many at a time as one likes
+    load_and_check(tmp_path, values)
+    seqkd["responses"]["temperature"] = 0.8
+    with pytest.raises(UserError, match=r"seqkd, responses: .* generation was done \(temperature: 0.7 -> 0.8\)"):
+        load_and_check(tmp_path, values)
+
+
+def load_and_check(folder: Path, values: dict[str, Any]) -> None:
+    all_work(load_recipe(write(folder, **values)))[0].check_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods__seqkd__data": {"sequence_length": 17}}, "'seqkd' differs from 'sft' in data"),
+        ({"base__teacher": {}, "methods__okd": {"method": "sft"}}, "seqkd.responses are those of the teacher of base"),
+        ({"methods__seqkd__responses__tensor": 2}, "seqkd.responses.tensor = 2 does not divide processes = 1"),
+        ({"methods__seqkd__like": "sft"}, "seqkd has its responses from 'sft' or its own"),
+        ({"methods__seqkd__responses": {}}, "prompts"),
+    ],
+)
+def test_wrong_responses_are_told(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    seqkd = {"method": "sft", "responses": {"prompts": "train.jsonl"}}
+    file = write(tmp_path, **{"methods__seqkd": seqkd, **changes})
+    with pytest.raises(UserError, match=words):
+        load_recipe(file)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from megaokd.comparison import page, toy
+from megaokd.comparison import figures, page, tables, toy
 from megaokd.comparison.page import Section
 from megaokd.comparison.results import Measured, MethodResult, Results
 from megaokd.comparison.tables import result_tables, search_tables
+from megaokd.evaluation.responses import Cost
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,24 @@ def test_differences_are_of_the_same_seeds() -> None:
     assert set(others) == {"-"}
     assert header[2] == "cross-entropy"
     assert list(result_tables(results)) == ["Students, against the original teacher"]
+
+
+def test_time_of_writing_has_a_column_and_a_ring(tmp_path: Path) -> None:
+    """Where a method has such a time, by the measure that methods are compared by."""
+    measures = {"cross_entropy": Measured((1.0,)), "training_cpu_seconds": Measured((5.0,))}
+    cost = Cost(responses=7, tokens=90, seconds=20.0, cpu_seconds=12.0)
+    methods = [MethodResult(name="sft", seeds=(0,), measures=measures)]
+    results = Results(methods=methods, environments=[], failures={}, evaluation={})
+    ((header, _),) = result_tables(results, time="training_cpu_seconds").values()
+    assert header[-1] == "training CPU seconds"
+    methods.append(MethodResult(name="seqkd", seeds=(0,), measures=measures, written=cost))
+    ((header, rows),) = result_tables(results, time="training_cpu_seconds").values()
+    assert header[-1] == "writing CPU seconds"
+    assert [row[-2:] for row in rows] == [("5.0", "-"), ("5.0", "12.0")]
+    assert "7 responses of the teacher, 90 tokens, written once for all seeds in 20.0 s" in tables._written(results)[0]
+    axis = Figure().subplots()
+    figures._draw_methods(axis, methods, "cross_entropy", "training_cpu_seconds")
+    assert [17.0, 1.0] in [point for points in axis.collections for point in points.get_offsets().tolist()]
 
 
 def test_a_search_is_shown_with_what_failed() -> None:

@@ -380,23 +380,31 @@ def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
         assert max(words["stop"]) < 10 == max(words["length"])
         assert said[-1].endswith(f"{cut} of 9 responses did not end within 10 tokens")
         assert any("1 prompts of 10 are empty or too long" in line for line in said)
+        cost = json.loads((tmp_path / "whole.jsonl.json").read_text())["cost"]
+        assert cost["responses"] == 9
+        assert 9 < cost["tokens"] <= 90
+        assert cost["seconds"] > 0
         with pytest.raises(UserError, match="exists already"):
             write_responses(responding("whole.jsonl"), RANKS, said.append)
 
-        patch.setattr(responses, "continue_prompts", stopping_after(2))
+        patch.setattr(responses, "continue_prompts", stopping_after(1))
         with pytest.raises(InterruptedError):
             write_responses(responding("killed.jsonl"), RANKS, said.append)
         partial = tmp_path / "killed.jsonl.partial"
-        assert partial.read_bytes() == b"".join(expected.splitlines(keepends=True)[:6])
+        assert partial.read_bytes() == b"".join(expected.splitlines(keepends=True)[:3])
         with partial.open("ab") as file:
             file.write(b'{"prompt": "to')
         patch.setattr(responses, "continue_prompts", continue_prompts)
         other = generation.GenerationOptions(max_new_tokens=10, seed=6)
         with pytest.raises(UserError, match="begun with another model, other prompts or other options"):
             write_responses(responding("killed.jsonl", options=other), RANKS, said.append)
-        write_responses(responding("killed.jsonl", batch=2), RANKS, said.append)
+        assert not write_responses(responding("killed.jsonl"), RANKS, said.append, lambda: True)
+        assert write_responses(responding("killed.jsonl", batch=2), RANKS, said.append)
         assert any("6 of 9 responses are there" in line for line in said)
     assert (tmp_path / "killed.jsonl").read_bytes() == expected
+    resumed = json.loads((tmp_path / "killed.jsonl.json").read_text())["cost"]
+    assert (resumed["responses"], resumed["tokens"]) == (9, cost["tokens"])
+    assert resumed["cpu_seconds"] > 0
     assert not list(tmp_path.glob("*.partial*"))
 
 
