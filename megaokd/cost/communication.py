@@ -20,7 +20,7 @@ ZeRO-1 and ZeRO-2 send the same: gradients are reduced once, after the last micr
 
 from collections.abc import Sequence
 
-from megaokd.cost.layer_tape import Shape
+from megaokd.cost.layer_shape import Shape
 from megaokd.cost.part_cost import part_cost
 from megaokd.cost.parts import Held, held_by
 from megaokd.cost.setting import Setting

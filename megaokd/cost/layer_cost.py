@@ -3,7 +3,8 @@
 from functools import lru_cache
 
 from megaokd.config import LinearName
-from megaokd.cost.layer_tape import RESIDUAL, Activation, LayerCost, LayerKind, Shape, Tape, finished, residual_stream
+from megaokd.cost.layer_shape import LayerKind, Shape
+from megaokd.cost.layer_tape import RESIDUAL, Activation, LayerCost, Tape, finished, residual_stream
 from megaokd.models.architecture import DecoderArchitecture
 
 

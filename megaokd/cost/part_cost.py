@@ -3,16 +3,8 @@
 from functools import lru_cache
 
 from megaokd.cost.layer_cost import layer_cost
-from megaokd.cost.layer_tape import (
-    RESIDUAL,
-    Activation,
-    LayerCost,
-    LayerKind,
-    Shape,
-    Tape,
-    finished,
-    residual_stream,
-)
+from megaokd.cost.layer_shape import LayerKind, Shape
+from megaokd.cost.layer_tape import RESIDUAL, Activation, LayerCost, Tape, finished, residual_stream
 from megaokd.cost.parts import Part
 from megaokd.cost.traffic import Traffic
 from megaokd.models.architecture import DecoderArchitecture

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 
 from megaokd.config import OnlineModules
-from megaokd.cost.layer_tape import LayerKind
+from megaokd.cost.layer_shape import LayerKind
 from megaokd.distill.online_modules import place_online_modules
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import VOCABULARY, Decoder, DecoderSlice

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megaokd.config import Config
-from megaokd.cost.layer_tape import Shape
+from megaokd.cost.layer_shape import Shape
 from megaokd.cost.parts import Part
 from megaokd.distill.objective import Terms
 from megaokd.mesh import data_parallel_size
