@@ -30,9 +30,9 @@ def line_chart(title: str, series: Mapping[str, Series], *, logarithmic: bool = 
         parts.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}" class="grid"/>'
         )
-        parts.append(f'<text x="{_LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{label:.4g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick_label(label)}</text>')
     for tick in across.ticks():
-        parts.append(f'<text x="{across(tick):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{across(tick):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{tick_label(tick)}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
     for color, points in zip(_COLORS, shown.values(), strict=False):
         places = [f"{across(step):.1f},{up(_scaled(value, logarithmic)):.1f}" for step, value in points]
@@ -42,6 +42,14 @@ def line_chart(title: str, series: Mapping[str, Series], *, logarithmic: bool = 
             parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>')
     size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
     return f'<svg {size} role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+
+
+def tick_label(value: float) -> str:
+    """Short: 20000 is `20k`, 6.5e8 is `650M`; what is below 10000 stands as it is."""
+    for suffix, unit, least in (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+        if abs(value) >= least:
+            return f"{value / unit:.4g}{suffix}"
+    return f"{value:.4g}"
 
 
 class _Axis:

@@ -92,7 +92,8 @@ def _state(lines: Sequence[Line]) -> str:
     reached = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
     saved = max((line["step"] for line in lines if line["kind"] == "checkpoint"), default=0)
     warnings = sum(line["kind"] == "warning" for line in lines)
-    words = f"Step {reached}; last checkpoint: {f'step {saved}' if saved else 'none'}; {warnings} warnings."
+    words = f"Step {reached}; last checkpoint: {f'step {saved}' if saved else 'none'}; {warnings} warning"
+    words += "." if warnings == 1 else "s."
     return f"{words} Written {datetime.now():%Y-%m-%d %H:%M} by MegaOKD {__version__}."
 
 
@@ -113,7 +114,7 @@ def _samples(lines: Sequence[Line]) -> str:
     last = next((line for line in reversed(lines) if line["kind"] == "samples"), None)
     if last is None:
         return ""
-    rows = [(sample["prompt"], sample["reference"], sample["student"]) for sample in last["samples"]]
+    rows = [(sample["prompt"], sample["reference"], sample["student"] or "(nothing)") for sample in last["samples"]]
     header = ("prompt", "response in the data", "the student's")
     return f"<h2>Samples at step {last['step']}</h2>{_table(header, rows, 'samples')}"
 

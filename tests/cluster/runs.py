@@ -12,7 +12,7 @@ import yaml
 from tests.support.launch import ROOT
 from tests.support.tiny import TinyWorld
 
-STEPS = 20
+STEPS = 24
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"steps": STEPS, "resume": "auto"}}
 SCRIPTS = ROOT / "launch_scripts"
 

@@ -27,12 +27,15 @@ TaskPlugin=task/none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MpiDefault=none
 ReturnToService=2
 KillWait={kill_wait}
 SlurmdTimeout=60
 NodeName={nodes} CPUs=4 RealMemory=512
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -95,6 +98,8 @@ class Slurm:
 
     def _wait_for_nodes(self, count: int) -> None:
         def idle() -> bool:
-            return self.run("sinfo", "--noheader", "--Node", "--format=%t").split() == ["idle"] * count
+            return (
+                self.run("sinfo", "--noheader", "--Node", "--partition=all", "--format=%t").split() == ["idle"] * count
+            )
 
         wait_until("idle", idle, 60, lambda: f"{self.run('sinfo', '--Node', '--long')}\n{self.logs()}")

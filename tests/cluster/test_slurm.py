@@ -1,4 +1,4 @@
-"""`launch_scripts/slurm.sbatch` on a cluster of two nodes: submitted, interrupted in three ways, continued or not."""
+"""`launch_scripts/slurm.sbatch` on a cluster of two nodes: submitted, interrupted in four ways, continued or not."""
 
 import time
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_interrupted_job_saves_and_finishes(slurm: Slurm, alone: Path, tiny_worl
     job = Job(slurm, tiny_world, tmp_path)
 
     job.wait_for_step(5)
-    slurm.run("scontrol", "requeue", job.number)  # what Slurm does with a preempted job
+    slurm.run("scontrol", "requeue", job.number)
     job.wait_for_state("PENDING", restarts=1, seconds=90)
     assert job.saves() == 1, job.explain()
     assert "back into the queue" not in job.log(), "Slurm had requeued it already"
@@ -88,10 +88,20 @@ def test_interrupted_job_saves_and_finishes(slurm: Slurm, alone: Path, tiny_worl
     slurm.run("scancel", "--signal=TERM", job.number)
     job.wait_for_state("PENDING", restarts=2, seconds=90)
     assert job.saves() == 2, job.explain()
-    assert "back into the queue" in job.log(), job.explain()
+    assert job.log().count("back into the queue") == 1, job.explain()
     job.start_now()
 
-    job.wait_for_state("COMPLETED", restarts=2, seconds=240)
+    job.wait_for_step(steps_done(job.folder)[-1] + 3)
+    # Another job, in a partition of higher priority, needs every core of both nodes.
+    whole = ("--partition=urgent", "--nodes=2", "--ntasks-per-node=4", f"--output={tmp_path / 'urgent.log'}")
+    urgent = slurm.submit(*whole, "--wrap=hostname")
+    job.wait_for_state("PENDING", restarts=3, seconds=90)
+    wait_until("the other job's end", lambda: slurm.state(urgent) == "COMPLETED", 60, job.explain)
+    assert job.saves() == 3, job.explain()
+    assert job.log().count("back into the queue") == 1, "Slurm had requeued it already"
+    job.start_now()
+
+    job.wait_for_state("COMPLETED", restarts=3, seconds=240)
     assert steps_done(job.folder) == list(range(1, STEPS + 1)), "each step was done once"
     assert_same_losses(job.folder, alone)
 

@@ -40,6 +40,12 @@ def test_a_chart_of_powers_and_of_nothing() -> None:
     assert "<polyline" in line_chart("one value", {"flat": [(1, 0.0), (2, 0.0)]})
 
 
+def test_large_numbers_are_short() -> None:
+    svg = line_chart("bytes", {"bytes": [(0, 6.4e8), (40000, 6.8e8)]})
+    ticks = ["640M", "650M", "660M", "670M", "680M", "0", "10k", "20k", "30k", "40k"]
+    assert re.findall(r">([^<>]+)</text>", svg) == ["bytes", "bytes", *ticks, "step"]
+
+
 def test_long_series_are_thinned_and_keep_their_end() -> None:
     long, end = [(step, float(step)) for step in range(12345)], [(12344, 12344.0)]
     line, _ = points(line_chart("long", {"long": long, "end": end}))
@@ -63,7 +69,7 @@ def test_a_page_of_a_run(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("train: {steps: 5}\n")
     page = write_summary(tmp_path).read_text()
     for text in (
-        "Step 5; last checkpoint: step 5; 1 warnings",
+        "Step 5; last checkpoint: step 5; 1 warning. ",
         "it &lt;waited&gt;",
         "a &lt;message&gt;",
         "train: {steps: 5}",
