@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -195,18 +195,24 @@ def _describe(root: type[Any], details: ErrorDetails, origins: dict[KeyPath, str
 
 
 def _dataclass_at(root: type[Any], path: KeyPath) -> type[Any] | None:
-    """The dataclass that a dotted path leads to, looking through `X | None`."""
+    """The dataclass that a dotted path leads to, looking through `X | None` and lists."""
     current: Any = root
     for part in path:
         fields = {field.name: field for field in dataclasses.fields(current)} if _is_dataclass(current) else {}
         if part not in fields:
             return current if _is_dataclass(current) else None
-        annotation: Any = fields[part].type
-        candidates = [annotation, *get_args(annotation)]
-        current = next((candidate for candidate in candidates if _is_dataclass(candidate)), None)
+        # Numbers of a list's items are no fields: the path ends at the item.
+        current = next(_dataclasses_in(fields[part].type), None)
         if current is None:
             return None
     return current if _is_dataclass(current) else None
+
+
+def _dataclasses_in(annotation: Any) -> Iterator[type[Any]]:
+    if _is_dataclass(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _dataclasses_in(argument)
 
 
 def _is_dataclass(value: Any) -> bool:

@@ -117,6 +117,9 @@ def open_dataset(path: str, data: Data) -> ExampleSet:
     Raises:
         UserError: it is neither, or damaged; a Megatron dataset without `data.tokenizer`.
     """
+    prefix = path.removesuffix(".bin").removesuffix(".idx")
+    if prefix != path and is_megatron(prefix):
+        raise UserError(f"{path}: a Megatron dataset is two files; name them without their endings, {prefix}")
     if not is_megatron(path):
         return TokenDataset(path)
     if data.tokenizer is None:

@@ -108,6 +108,7 @@ def test_every_method_can_be_named() -> None:
         (MINIMAL + "teacher:\n  online: {rnak: 4}\n", [], ["run.yaml:5", "teacher.online.rnak", "did you mean 'rank'"]),
         (MINIMAL + "teacher:\n  online: {rank: many}\n", [], ["run.yaml:5", "teacher.online.rank = 'many'"]),
         (MINIMAL + "paralel: {tensor: 2}\n", [], ["run.yaml:4", "'paralel'", "did you mean 'parallel'"]),
+        (MINIMAL, ["data.train=[{pth: x}]"], ["unknown key 'data.train.0.pth'", "did you mean 'path'"]),
         (MINIMAL, ["train.steps=-1"], ["override 'train.steps=-1'", "greater than 0"]),
         (MINIMAL, ["train.steps"], ["expected section.key=value"]),
         (MINIMAL, ["train.steps.more=1"], ["steps is not a section"]),

@@ -77,6 +77,8 @@ def test_it_trains_and_mixes(tokenizer: Path, tmp_path: Path) -> None:
     assert batch.tokens.shape == (1, 4, 8)
     with pytest.raises(UserError, match=r"set data\.tokenizer"):
         open_training_data(parse_config({"data": {"train": str(tmp_path / "x")}, **sections}).data)
+    with pytest.raises(UserError, match=r"x\.idx: .* name them without their endings, .*x$"):
+        open_training_data(parse_config({"data": {"train": str(tmp_path / "x.idx")}, **sections}).data)
 
 
 def test_the_fingerprint_follows_the_content(tokenizer: Path, tmp_path: Path) -> None:
