@@ -32,6 +32,8 @@ What is simpler here than in a run, and in whose favour:
 - The cache is read here; its first epoch fills it, at the cost of an uncached update. In favour of OKD.
 - The ratio is of updates. How many of them a method needs for a quality is not asked.
 - Models are random and small, in fp32 with one thread, so that a token's time on this machine says little of a GPU's.
+- The cost model counts calls, FLOPs and bytes. It leaves out what the loss does with its logits, what an optimizer step
+  costs whatever its size, and that products of few rows are slower than those of many.
 
 ![Time of an on-policy update over one of OKD](sampling.png)
 """
