@@ -3,14 +3,18 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+Clock = Literal["wall", "cpu"]
+CLOCKS: Mapping[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds that pass, or those that this process spends on a CPU: the same on a busy machine."""
 Gradients = tuple[Tensor, ...]
 Call = Callable[[], tuple[Tensor, Gradients]]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from megaokd.option_types import positive
 
 if TYPE_CHECKING:
+    from megaokd.benchmark.measure import Clock
     from megaokd.benchmark.step.worker import Contender
 
 NUM_BATCHES = 4
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
     allocator = f"THP_MEM_ALLOC_ENABLE={settings}, the same for all rows"
     about = {"peers": _versions(), "threads": "1", "allocator": allocator}
+    about["clock"] = "seconds of the process" if options.clock == "cpu" else "wall"
     torch.set_num_threads(1)
     pair = Pair(
         teacher=ModelSize(*options.teacher),
@@ -54,8 +56,9 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         world = build_world(pair, Path(folder), NUM_BATCHES)
         variants = our_variants(pair.teacher.num_layers)
-        found = {one.name: one for one in contenders(world, variants, peers=not options.no_peers)}
-        peaks = _measure(list(found.values()), options.repetitions)
+        chosen = contenders(world, variants, peers=not options.no_peers, clock=options.clock, rows=options.rows or ())
+        found = {one.name: one for one in chosen}
+        peaks = _measure(chosen, options.repetitions, options.clock)
         compare_values(found)
         comparison = {
             "vocab": pair.vocab,
@@ -67,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _measure(found: "list[Contender]", repetitions: int) -> list[float]:
+def _measure(found: "list[Contender]", repetitions: int, clock: "Clock") -> list[float]:
     """Steps of all contenders in turn; FLOP/s of a matrix product, once in each turn."""
     from megaokd.benchmark.step.results import matmul_flops
     from megaokd.benchmark.step.worker import Worker
@@ -83,7 +86,7 @@ def _measure(found: "list[Contender]", repetitions: int) -> list[float]:
         for worker in workers:
             worker.finish()
         for step in range(1, repetitions + 1):
-            peaks.append(matmul_flops())
+            peaks.append(matmul_flops(clock))
             for worker in workers:
                 worker.begin(step)
                 worker.finish()
@@ -134,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=positive, default=4, help="sequences of a step (default: 4)")
     parser.add_argument("--micro-batch", type=positive, help="sequences of a forward pass (default: all)")
     parser.add_argument("--repetitions", type=positive, default=7, help="default: 7")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of a busy machine (default: wall)"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="these alone, and what they are compared with")
     parser.add_argument("--no-peers", action="store_true", help="only this project's own steps")
     parser.add_argument("--output", required=True, help="folder for step.md and step.json, or step_vocab_N.*")
     return parser

@@ -8,7 +8,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megaokd.benchmark.step.contenders import CACHED, EIGHTH, PLAIN, TRL, USER_PLAIN, compare_values, contenders
+from megaokd.benchmark.step.contenders import (
+    CACHED,
+    EIGHTH,
+    PLAIN,
+    QUARTER,
+    TRL,
+    USER,
+    USER_PLAIN,
+    compare_values,
+    contenders,
+    our_variants,
+)
 from megaokd.benchmark.step.ours import Variant
 from megaokd.benchmark.step.phases import PHASES
 from megaokd.benchmark.step.report import write_report
@@ -16,6 +27,7 @@ from megaokd.benchmark.step.results import summarize, targets
 from megaokd.benchmark.step.worker import Contender, Measured, Worker
 from megaokd.benchmark.step.world import ModelSize, Pair, World, build_world, llama_config
 from megaokd.benchmark.step_command import main
+from megaokd.errors import UserError
 
 TINY = Pair(ModelSize(4, 64), ModelSize(2, 64), vocab=37, sequence=16, global_batch=4, micro_batch=2)
 
@@ -38,6 +50,16 @@ def test_who_disagrees_is_refused() -> None:
     compare_values({case.name: case for case in cases})
     assert [bool(case.refused) for case in cases] == [False, False, True, True, False]
     assert "student_loss is 1.1 instead of 1" in cases[3].refused
+
+
+def test_chosen_rows_come_with_what_they_are_compared_with(tmp_path: Path) -> None:
+    world, variants = World(TINY, tmp_path), our_variants(4)
+    chosen = contenders(world, variants, peers=True, clock="cpu", rows=[USER])
+    assert [one.name for one in chosen] == [PLAIN, QUARTER, USER]
+    assert {one.clock for one in chosen} == {"cpu"}
+    assert len(contenders(world, variants, peers=True)) == len(variants) + 3
+    with pytest.raises(UserError, match="no row is called 'peft'; there are 'labels only', "):
+        contenders(world, variants, peers=True, rows=["peft"])
 
 
 def test_targets() -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from megaokd.benchmark.measure import synchronize
-from megaokd.benchmark.sampling.updates import CLOCKS, NO_EOS, Clock
+from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
+from megaokd.benchmark.sampling.updates import NO_EOS
 from megaokd.benchmark.step.world import World
 from megaokd.cost.decode import Rates, Responses, generation_time, layer_weights
 from megaokd.cost.layer_flops import layer_work

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from megaokd.benchmark.measure import Clock
 from megaokd.benchmark.sampling.constants import Constants, measure_constants
 from megaokd.benchmark.sampling.predict import num_weights, predict_update, predict_writing
 from megaokd.benchmark.sampling.updates import (
@@ -13,7 +14,6 @@ from megaokd.benchmark.sampling.updates import (
     OKD,
     ON_POLICY,
     Cell,
-    Clock,
     Timed,
     Update,
     configure,

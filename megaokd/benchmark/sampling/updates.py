@@ -1,13 +1,10 @@
 """The three updates of a cell, built and run as training builds and runs them, and whether they do what they say."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
-from megaokd.benchmark.measure import synchronize
+from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
 from megaokd.benchmark.step.ours import Variant
 from megaokd.benchmark.step.world import World
 from megaokd.config import Config, Objective
@@ -18,8 +15,6 @@ from megaokd.run import build_run
 from megaokd.sampling.on_policy import OnPolicyBatches
 
 ON_POLICY, OKD, CACHED = "on-policy", "OKD", "OKD, cached"
-Clock = Literal["wall", "cpu"]
-CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 NO_EOS = -1
 """No token ends a response, so that each has the length of its cell."""
 NEAR = 1e-4

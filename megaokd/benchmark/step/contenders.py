@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megaokd.benchmark.measure import Clock
 from megaokd.benchmark.step.ours import Variant
 from megaokd.benchmark.step.worker import Contender, Measured
 from megaokd.benchmark.step.world import World
+from megaokd.errors import UserError
 
 _OURS = "megaokd.benchmark.step.ours:OurStep"
 _USER = "megaokd.benchmark.step.user_loop:UserLoop"
@@ -65,15 +67,29 @@ def our_variants(num_layers: int) -> list[Variant]:
     ]
 
 
-def contenders(world: World, variants: Sequence[Variant], *, peers: bool) -> list[Contender]:
-    """Ours, then the peers."""
-    found = [_contender(variant.name, _OURS, world, variant=variant) for variant in variants]
+def contenders(
+    world: World, variants: Sequence[Variant], *, peers: bool, clock: Clock = "wall", rows: Sequence[str] = ()
+) -> list[Contender]:
+    """Ours, then the peers; with `rows` those alone, plain distillation, and whoever they must agree with.
+
+    Raises:
+        UserError: a row that there is not.
+    """
+    found = [_contender(variant.name, _OURS, world, variant=variant, clock=clock) for variant in variants]
     if peers:
         quarter = next(variant.online_layers for variant in variants if variant.name == QUARTER)
         found.append(_contender(USER, _USER, world, online_layers=quarter))
         found.append(_contender(USER_PLAIN, _USER, world, online_layers=None))
         found.append(_contender(TRL, _TRL, world))
-    return found
+    for one in found:
+        one.clock = clock
+    known = [one.name for one in found]
+    for name in rows:
+        if name not in known:
+            raise UserError(f"--rows: no row is called {name!r}; there are {', '.join(map(repr, known))}")
+    wanted = {PLAIN, *rows}
+    wanted |= {AGREEMENTS[name].reference for name in wanted & AGREEMENTS.keys()}
+    return [one for one in found if not rows or one.name in wanted]
 
 
 def _contender(name: str, build: str, world: World, **arguments: Any) -> Contender:

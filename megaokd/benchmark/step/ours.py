@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megaokd.benchmark.measure import Clock
 from megaokd.benchmark.step.phases import PhaseClock, observe
 from megaokd.benchmark.step.world import World
 from megaokd.config import (
@@ -68,11 +69,11 @@ class Variant:
 class OurStep:
     """A run that makes one step when asked to; the clock says where its time went."""
 
-    def __init__(self, variant: Variant, world: World) -> None:
+    def __init__(self, variant: Variant, world: World, clock: Clock = "wall") -> None:
         config = variant.config(world)
         device = start_distributed(config.train.timeout_s)
         self._run = build_run(config, build_mesh(config.parallel, device))
-        self.clock = PhaseClock(device)
+        self.clock = PhaseClock(device, clock)
         self._step = observe(self._run, self.clock)
 
     def __call__(self, step: int) -> dict[str, float]:

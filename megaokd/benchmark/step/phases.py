@@ -4,7 +4,6 @@ Phases follow one another and never overlap, so they add up to the step. The tea
 student's: autograd goes through the graph from its end, and the stage runs the student first.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megaokd.benchmark.measure import synchronize
+from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
 from megaokd.data.batches import Batch
 from megaokd.engine.step import TrainingStep
 from megaokd.pipeline.schedule import MicroBatchLoop
@@ -28,7 +27,8 @@ PHASES = (
 class PhaseClock:
     """Seconds of each phase since `start`; on a GPU each change of phase waits for the device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock = "wall") -> None:
+        self._now = CLOCKS[clock]
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._device = device
         self._phase = "rest"
@@ -37,12 +37,12 @@ class PhaseClock:
     def start(self) -> None:
         """Everything to zero."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._phase, self._since = "rest", time.perf_counter()
+        self._phase, self._since = "rest", self._now()
 
     def switch(self, phase: str) -> None:
         """What comes now belongs to this phase."""
         synchronize(self._device)
-        now = time.perf_counter()
+        now = self._now()
         self.seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 

@@ -7,7 +7,6 @@ import gc
 import importlib
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megaokd.benchmark.measure import peak_bytes, synchronize
+from megaokd.benchmark.measure import CLOCKS, Clock, peak_bytes, synchronize
 from megaokd.benchmark.step.operators import operator_shares
 from megaokd.errors import RunError, UserError
 
@@ -49,6 +48,7 @@ class Contender:
     arguments: Mapping[str, Any]
     libraries: Sequence[str] = ()
     """Imported first: their code is not counted as memory of the step."""
+    clock: Clock = "wall"
     refused: str = ""
     process_bytes: int = 0
     """Most memory of a step beyond what the process had before its models were built."""
@@ -141,7 +141,7 @@ def _serve(pipe: Connection, contender: Contender) -> None:
         except EOFError:
             return
         if command == "step":
-            pipe.send(_timed(step, number))
+            pipe.send(_timed(step, number, CLOCKS[contender.clock]))
             if number == 0:  # compiling takes memory, and so does reading models
                 gc.collect()
                 _forget_peak()
@@ -156,13 +156,13 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _timed(step: Step, number: int) -> Measured:
+def _timed(step: Step, number: int, now: Callable[[], float]) -> Measured:
     device = _device()
     synchronize(device)
-    start = time.perf_counter()
+    start = now()
     values = step(number)
     synchronize(device)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     clock = getattr(step, "clock", None)
     return Measured(seconds, values, {} if clock is None else dict(clock.seconds))
 
