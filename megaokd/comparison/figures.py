@@ -60,7 +60,7 @@ def draw_figures(results: Results, time: str, folder: Path) -> list[str]:
     methods = results.methods
     drawn = []
     for name in FIGURES:
-        figure = Figure(figsize=(9, 4), layout="constrained")
+        figure = Figure(figsize=(9, max(4.0, 0.19 * len(methods))), layout="constrained")
         FigureCanvasAgg(figure)
         path = folder / name
         path.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _cut(axis: Any, values: Mapping[Any, float], *, higher: bool) -> list[Any]:
     if len(values) < 4:
         return []
     sign = -1.0 if higher else 1.0
-    low, _, high = statistics.quantiles([sign * value for value in values.values()], n=4)
+    low, _, high = statistics.quantiles([sign * value for value in values.values()], n=4, method="inclusive")
     outside = [key for key, value in values.items() if sign * value > high + 3.0 * (high - low)]
     if outside:
         inside = [value for key, value in values.items() if key not in outside]
@@ -143,7 +143,7 @@ def _cut(axis: Any, values: Mapping[Any, float], *, higher: bool) -> list[Any]:
 def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[str], label: str) -> bool:
     """The last of `names` is drawn with markers, others dashed; whether any method has one of them."""
     axis = figure.subplots()
-    framed: dict[tuple[str, int], float] = {}
+    framed: dict[tuple[str, str, int], float] = {}
     for index, method in enumerate(methods):
         present = [name for name in names if method.curves.get(name)]
         for name in present:
@@ -153,8 +153,7 @@ def _draw_curves(figure: Any, methods: Sequence[MethodResult], names: Sequence[s
                 if name == names[-1]
                 else {"linewidth": 0.8, "linestyle": "--"}
             )
-            if name == names[-1]:
-                framed |= {(method.name, step): value for step, value in mean.items()}
+            framed |= {(method.name, name, step): value for step, value in mean.items()}
             legend = method.name if name == present[-1] else None
             axis.plot(list(mean), list(mean.values()), color=_color(index), label=legend, **style)
     axis.set(xlabel="student updates", ylabel=label)

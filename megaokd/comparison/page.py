@@ -11,16 +11,17 @@ from megaokd.comparison.recipe import TIMES, Recipe
 from megaokd.comparison.results import Results
 from megaokd.comparison.tables import Table, notes_of, result_tables, search_tables, toy_table
 from megaokd.comparison.toy import TOY_WORDS, fit_all
+from megaokd.comparison.verdict import verdict
 from megaokd.evaluation.environment import describe_environment, environment_lines
 from megaokd.evaluation.report import markdown_table
 
-_STYLE = """body { font: 16px/1.5 sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+_STYLE = """body { font: 16px/1.5 sans-serif; color: #222; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin: 2.5rem 0 0.5rem; font-size: 1.2rem } p, ul { max-width: 48rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
-td, th { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums }
+td, th { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th { vertical-align: bottom; border-bottom: 2px solid #999; white-space: normal }
 td:first-child, th:first-child { text-align: left }
-img { max-width: 100%; margin-top: 1rem }
+img { max-width: min(100%, 68rem); margin-top: 1rem }
 pre { overflow: auto; background: #f6f6f6; padding: 0.7rem; font-size: 0.8rem }"""
 
 
@@ -55,7 +56,9 @@ def _sections(results: Results, recipe: Recipe, figures: Path) -> list[Section]:
     toy = fit_all()
     draw_toy(toy, figures)
     environment = [line.removeprefix("- ") for line in environment_lines(describe_environment())]
+    summary = verdict(results, time)
     return [
+        *([Section(title="In short", items=summary)] if summary else []),
         *(Section(title=title, table=table) for title, table in result_tables(results, recipe.reference, time).items()),
         Section(title="What was compared", items=notes_of(results, recipe)),
         *(Section(title=f"Failed: {name}", verbatim=words) for name, words in results.failures.items()),

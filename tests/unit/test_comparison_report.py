@@ -1,5 +1,6 @@
 """The report of a comparison: the toy's fits against what is known of them, tables and both pages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from megaokd.comparison import figures, page, tables, toy
 from megaokd.comparison.page import Section
 from megaokd.comparison.results import Measured, MethodResult, Results
 from megaokd.comparison.tables import result_tables, search_tables
+from megaokd.comparison.verdict import verdict
 from megaokd.evaluation.responses import Cost
 
 
@@ -80,6 +82,45 @@ def test_time_of_writing_has_a_column_and_a_ring(tmp_path: Path) -> None:
     axis = Figure().subplots()
     figures._draw_methods(axis, methods, "cross_entropy", "training_cpu_seconds")
     assert [17.0, 1.0] in [point for points in axis.collections for point in points.get_offsets().tolist()]
+
+
+def test_the_verdict_tells_chance_from_difference() -> None:
+    """By differences seed by seed: seeds may lie further apart than methods. What ran once is not ranked."""
+    values = {"kd": (1.0, 2.0, 3.0), "sft": (1.31, 2.3, 3.32), "okd": (1.2, 1.9, 3.3)}
+    time = {"training_seconds": Measured((5.0, 5.0, 5.0))}
+    methods = [
+        MethodResult(name=name, seeds=(0, 1, 2), steps=(9, 9, 9), measures={"cross_entropy": Measured(own)} | time)
+        for name, own in values.items()
+    ]
+    once = MethodResult(name="jsd", seeds=(0,), steps=(9,), measures={"cross_entropy": Measured((0.1,))})
+    results = Results(methods=[*methods, once], environments=[], failures={}, evaluation={"teacher_cross_entropy": 0.5})
+    best, fastest, teacher, fewer = verdict(results, "training_seconds")
+    assert best == "Lowest cross-entropy: kd, 2.0000 with 9 updates. Not told apart from it by 3 seeds: okd."
+    assert fastest == "Shortest training: kd, 5.0 seconds."
+    assert teacher == "The teacher's own cross-entropy: 0.5000."
+    assert fewer == "Not ranked, with fewer than 3 seeds: jsd."
+    longer = replace(methods[0], steps=(20, 21, 22))
+    words = verdict(replace(results, methods=[longer, *methods[1:]]), "training_seconds")
+    assert words[0].startswith("Lowest cross-entropy: kd, 2.0000 with 20 / 21 / 22 updates.")
+    assert words[1].startswith("Of those with the same number of updates: lowest cross-entropy: okd, 2.1333 with")
+    assert "All others are behind" in verdict(replace(results, methods=methods[:2]), "training_seconds")[0]
+    single = [
+        replace(method, seeds=(0,), measures={"cross_entropy": Measured((n,))} | time)
+        for n, method in enumerate(methods)
+    ]
+    assert "One seed does not say" in verdict(replace(results, methods=single), "training_seconds")[0]
+    assert verdict(replace(results, methods=[once]), "training_seconds") == []
+
+
+def test_a_method_far_behind_does_not_press_the_others_together() -> None:
+    """Whatever is best stays in the frame, however far."""
+    axis = Figure().subplots()
+    values = {"best": 1.0, "a": 1.7, "b": 1.72, "c": 1.74, "d": 1.8, "worst": 3.4}
+    assert figures._cut(axis, values, higher=False) == ["worst"]
+    low, high = axis.get_ylim()
+    assert low < 1.0
+    assert 1.8 < high < 2.0
+    assert figures._cut(axis, {name: -value for name, value in values.items()}, higher=True) == ["worst"]
 
 
 def test_a_search_is_shown_with_what_failed() -> None:
