@@ -25,6 +25,7 @@ from megaokd.engine.step import TrainingStep, runner_inputs
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder, DecoderSlice
 from megaokd.models.initialize import freeze
+from megaokd.parallel.kept import take_kept
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
 from megaokd.pipeline.stage import DistillationStage
@@ -165,6 +166,17 @@ def test_work_of_the_host_does_not_depend_on_the_length(asked: list[Asked]) -> N
     assert short.operators == long.operators
     assert short.operators.total() > 1000
     assert short.calls == long.calls
+
+
+def test_kept_tokens_are_those_of_the_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 4, generator=generator, requires_grad=True)
+    keep = torch.rand(3, 5, generator=generator) < 0.5
+    upstream = torch.randn(int(keep.sum()), 4, generator=generator)
+    found, expected = take_kept(x, keep), x[keep]
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(rows, x, upstream)[0] for rows in (found, expected)))
+    assert take_kept(x, torch.zeros_like(keep)).shape == (0, 4)
 
 
 def test_labels_stay_in_host_memory() -> None:
