@@ -191,7 +191,8 @@ class Parallel:
     student_tensor: Positive | Literal["auto"] = "auto"
     """Tensor-parallel processes that share the student's layers, a divisor of `tensor`: with fewer, groups of processes
     each take their part of a micro-batch's rows through the student, and `train.micro_batch` must be a multiple of
-    `tensor` / `student_tensor`. `auto`: as `tensor`."""
+    `tensor` / `student_tensor`. `auto`: the number with which a step is predicted to be the shortest, told at the
+    start; as `tensor` with `train.on_policy`."""
     recompute: bool = False
     """Recompute a decoder layer in backward instead of keeping its activations."""
 
@@ -206,7 +207,7 @@ class Parallel:
 
     @property
     def student_ranks(self) -> int:
-        """`student_tensor` as a number; left to itself, the student is split as the teacher is."""
+        """`student_tensor` as a number; before `auto` is settled, that of the teacher."""
         return self.tensor if self.student_tensor == "auto" else self.student_tensor
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from megaokd.config import Config
+from megaokd.cost.student_choice import settle_student_tensor
 from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches, ValidationBatches
 from megaokd.data.mixture import ExampleSet, open_dataset, open_training_data
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
@@ -46,6 +47,8 @@ class Run:
     """What a trunk cache knows of the validation data; `step` holds that of the training data."""
     on_policy: OnPolicyBatches | None
     """Writes the student's own responses, if the run trains on them."""
+    notes: list[str]
+    """What a user should know of the layout, a sentence each."""
 
 
 @dataclass
@@ -74,6 +77,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)
     _check_tokenizers(config, dataset)
+    config, notes = settle_student_tensor(config, dataset.vocab_size, mesh)
     plan = Blueprint.draw(config, dataset.vocab_size, mesh)
     trunk, validation_trunk = _trunks(plan, train, validation)
     models = build_models(plan)
@@ -95,7 +99,7 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
     # With an anchor the loss itself measures the drift.
     drift = _drift(config, models, mesh) if online and not terms.anchor else None
     writer = _on_policy(config, models, train, mesh)
-    return Run(config, mesh, dataset, train, validation, models, engine, step, drift, validation_trunk, writer)
+    return Run(config, mesh, dataset, train, validation, models, engine, step, drift, validation_trunk, writer, notes)
 
 
 def _on_policy(

@@ -8,7 +8,7 @@ from megaokd.callbacks.base import TextSample
 from megaokd.data.tokenizer import load_tokenizer
 from megaokd.errors import UserError
 from megaokd.generation.generate import generate
-from megaokd.generation.options import NEEDS_WHOLE_ROWS, GenerationOptions
+from megaokd.generation.options import GenerationOptions
 from megaokd.run import Run
 
 _OPTIONS = GenerationOptions(max_new_tokens=64, temperature=0.0)
@@ -29,13 +29,11 @@ class TextSampler:
         """None where there is nothing to do: not asked for, or a pipeline.
 
         Raises:
-            UserError: samples are asked for without validation, or of a student that is split less than its teacher.
+            UserError: samples are asked for without validation.
         """
         wanted, batches = run.config.logging.samples, run.validation_batches
         if not wanted or run.mesh.pipeline.size > 1:
             return None
-        if run.models.rows is not None:
-            raise UserError(f"logging.samples {NEEDS_WHOLE_ROWS}")
         if batches is None or not run.config.train.validate_every:
             raise UserError("logging.samples needs train.validate_every, and data.validation to take prompts from")
         lengths = batches.dataset.prompt_lengths

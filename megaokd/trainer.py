@@ -77,7 +77,7 @@ class Trainer:
         self.watcher = build_callbacks(self.config, self.mesh, self.state.step)
         for text in told:
             self.watcher.on_message(text)
-        for text in self.run.train_batches.notes:
+        for text in (*self.run.notes, *self.run.train_batches.notes):
             self.watcher.on_message(text)
         if self.config.logging.samples and self.sampler is None:
             self.watcher.on_message(NO_PIPELINE)

@@ -43,6 +43,12 @@ class Traffic:
             total[key] = Volume(known.calls + volume.calls, known.bytes + volume.bytes)
         return Traffic(total)
 
+    @property
+    def total(self) -> Volume:
+        """Of all kinds and groups."""
+        volumes = self.volumes.values()
+        return Volume(sum(volume.calls for volume in volumes), sum(volume.bytes for volume in volumes))
+
     def times(self, count: int) -> "Traffic":
         """The same so many times."""
         return Traffic({key: Volume(v.calls * count, v.bytes * count) for key, v in self.volumes.items() if count})

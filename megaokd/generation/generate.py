@@ -60,13 +60,12 @@ def generate(
     assert all(0 < len(prompt) <= room for prompt in prompts)
     assert decoder.part.first, "generation needs every layer on one rank"
     assert decoder.part.last, "generation needs every layer on one rank"
-    assert decoder.rows is None, "generation needs every row on every rank"
     if not prompts:
         return []
     device = next(decoder.parameters()).device
     limits = [min(options.max_new_tokens, room - len(prompt)) for prompt in prompts]
     uniform = None if options.greedy else _uniform(options.seed, streams or range(len(prompts)), max(limits))
-    with _without_sequence_parallelism(decoder), autocast(precision, device):
+    with _whole_activations(decoder), autocast(precision, device):
         tokens = _Responses(decoder, prompts, limits, device).fill(options, eos_id, uniform)
     return [_cut(row, limit, eos_id) for row, limit in zip(tokens.tolist(), limits, strict=True)]
 
@@ -171,14 +170,23 @@ def _cut(row: list[int], limit: int, eos_id: int) -> list[int]:
 
 
 @contextmanager
-def _without_sequence_parallelism(decoder: Decoder) -> Iterator[None]:
-    """Inside, activations are whole on every tensor-parallel rank: a single token cannot be split."""
+def _whole_activations(decoder: Decoder) -> Iterator[None]:
+    """Inside, activations are whole on every tensor-parallel rank: a single token cannot be split.
+
+    Nor are rows: each row group runs the trunk on all of them, so that nothing but the vocabulary's ends communicates
+    over the groups.
+    """
+    embedding, rows = decoder.embed_tokens, decoder.rows
+    assert embedding is not None
     modules: list[Any] = list(decoder.modules())  # torch types their attributes as tensors or modules
     changed = [(module, module.tp) for module in modules if isinstance(getattr(module, "tp", None), TensorParallel)]
     for module, tp in changed:
         module.tp = replace(tp, sequence_parallel=False)
+    if rows is not None:
+        embedding.rows, embedding.tp = None, replace(rows.tensor, sequence_parallel=False)
     try:
         yield
     finally:
+        embedding.rows = rows
         for module, tp in changed:
             module.tp = tp

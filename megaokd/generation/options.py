@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-NEEDS_WHOLE_ROWS = "needs parallel.student_tensor equal to parallel.tensor: generation does not split rows over groups"
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:

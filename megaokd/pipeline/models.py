@@ -50,8 +50,7 @@ class Blueprint:
         Raises:
             UserError: a layout that does not fit, an unsupported model folder, a vocabulary too small.
         """
-        teacher = read_architecture(config.teacher.path) if config.teacher.path is not None else None
-        student = configured_student(config.student, teacher, vocab_size)
+        student, teacher = read_architectures(config, vocab_size)
         check_models(config, student, teacher, vocab_size)
         tp = TensorParallel.on(mesh.tensor, sequence_parallel=config.parallel.sequence_parallel)
         student_tp, rows = _student_split(config, mesh, tp)
@@ -158,6 +157,8 @@ def check_models(
     width = config.data.widest_batch
     _check_student_rows(config)
     ranks = {"student": config.parallel.student_ranks, "teacher": config.parallel.tensor}
+    if config.parallel.student_tensor == "auto":
+        ranks["student"] = max(student_splits(config, student), default=config.parallel.tensor)
     for name, arch in (("student", student), ("teacher", teacher)):
         if arch is None:
             continue
@@ -208,6 +209,12 @@ def _student_split(config: Config, mesh: ParallelMesh, tp: TensorParallel) -> tu
     return trunk, RowGroups(split.rows.group, split.rows.rank, split.rows.size, tp)
 
 
+def student_splits(config: Config, student: DecoderArchitecture) -> list[int]:
+    """The values of `parallel.student_tensor` that suit the student's heads and a micro-batch's rows, ascending."""
+    tensor, sizes = config.parallel.tensor, student.tensor_sizes()
+    return [size for size in divisors(tensor) if size in sizes and config.train.micro_batch % (tensor // size) == 0]
+
+
 def _check_student_rows(config: Config) -> None:
     """Refuse micro-batches whose rows the groups of a student's ranks cannot share."""
     tensor, inner, rows = config.parallel.tensor, config.parallel.student_ranks, config.train.micro_batch
@@ -219,6 +226,16 @@ def _check_student_rows(config: Config) -> None:
             f"the rows of a micro-batch, so train.micro_batch={rows} must be a multiple of {groups}; with this "
             f"micro-batch parallel.student_tensor can be one of {fitting}"
         )
+
+
+def read_architectures(config: Config, vocab_size: int) -> tuple[DecoderArchitecture, DecoderArchitecture | None]:
+    """The student's and the teacher's, if there is one; vocab_size: of a student from scratch.
+
+    Raises:
+        UserError: an unsupported model folder.
+    """
+    teacher = read_architecture(config.teacher.path) if config.teacher.path is not None else None
+    return configured_student(config.student, teacher, vocab_size), teacher
 
 
 def configured_student(student: Student, teacher: DecoderArchitecture | None, vocab_size: int) -> DecoderArchitecture:

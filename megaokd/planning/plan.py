@@ -8,6 +8,7 @@ from megaokd.config import Config
 from megaokd.cost.hardware import Cluster
 from megaokd.cost.memory import RankMemory, largest_rank
 from megaokd.cost.setting import Setting
+from megaokd.cost.student_choice import Choice, choose_student_tensor, with_student_tensor
 from megaokd.cost.time import StepTime, step_time
 from megaokd.data.batches import BatchShape
 from megaokd.errors import UserError
@@ -58,6 +59,8 @@ class Plan:
     """The pipeline rank that needs most memory."""
     memory: RankMemory
     time: StepTime
+    choice: Choice | None = None
+    """What `parallel.student_tensor=auto` was chosen from."""
 
     @property
     def config(self) -> Config:
@@ -94,9 +97,15 @@ def make_setting(config: Config, models: Models, processes: int, loss_share: flo
 
 
 def make_plan(setting: Setting, cluster: Cluster) -> Plan:
-    """Memory of the fullest rank and time of a step."""
+    """Memory of the fullest rank and time of a step; `parallel.student_tensor=auto` becomes a number."""
+    choice = None
+    parallel = setting.config.parallel
+    if parallel.student_tensor == "auto" and parallel.tensor > 1 and setting.config.train.on_policy is None:
+        choice = choose_student_tensor(setting, cluster)
+        assert choice is not None, "a setting that was checked has a number that suits the student"
+        setting = with_student_tensor(setting, choice.ranks)
     rank, memory = largest_rank(setting)
-    return Plan(setting, rank, memory, step_time(setting, cluster))
+    return Plan(setting, rank, memory, step_time(setting, cluster), choice)
 
 
 def with_recompute(setting: Setting, recompute: bool) -> Setting:

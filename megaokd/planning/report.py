@@ -20,6 +20,7 @@ def plan_data(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     return {
         "layout": layout_data(plan),
         "fits": plan.fits(cluster),
+        "student_tensor": [vars(candidate) for candidate in plan.choice.candidates] if plan.choice else None,
         "memory_bytes": {
             "pipeline_rank": plan.rank,
             **vars(memory),
@@ -130,6 +131,7 @@ def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
             "an example that comes again once"
         )
     lines += [
+        *(plan.choice.lines() if plan.choice is not None else ()),
         "",
         "sent in a step by a GPU of a pipeline rank",
         f"  {'rank':<6}{'group':<10}{'kind':<16}{'calls':>8}{'GB':>11}",
@@ -154,15 +156,15 @@ def search_lines(found: Found, count: int, cluster: Cluster) -> list[str]:
     lines = [
         "",
         f"{len(found.plans)} of {found.tried} layouts fit; the fastest {len(shown)}:",
-        "  tensor pipeline data stages seq.par. recompute micro x num    GB  step ms  tokens/s    MFU bubble",
+        "  tensor student pipeline data stages seq.par. recompute micro x num    GB  step ms  tokens/s    MFU bubble",
     ]
     for plan in shown:
         parallel, time = plan.config.parallel, plan.time
         micro = f"{plan.config.train.micro_batch} x {plan.setting.micro_batches}"
         split, recompute = _yes(parallel.sequence_parallel), _yes(parallel.recompute)
         lines.append(
-            f"  {parallel.tensor:>6} {parallel.pipeline:>8} {plan.setting.data_parallel:>4} "
-            f"{parallel.virtual_stages:>6} {split:>8} {recompute:>9} {micro:>11} "
+            f"  {parallel.tensor:>6} {parallel.student_ranks:>7} {parallel.pipeline:>8} "
+            f"{plan.setting.data_parallel:>4} {parallel.virtual_stages:>6} {split:>8} {recompute:>9} {micro:>11} "
             f"{plan.memory.peak / GIGA:>5.0f} {time.total * 1e3:>8.0f} {time.tokens_per_second:>9.0f} "
             f"{utilisation(plan, cluster):>6.1%} {time.bubble_share:>6.1%}"
         )

@@ -1,9 +1,9 @@
 """Every layout of a cluster that can be built, its memory and its time; those that fit, fastest first.
 
-Tried are tensor-parallel sizes within a node, every pipeline that divides what is left, one or two stages a pipeline
-rank, micro-batches of powers of two up to `LARGEST_MICRO_BATCH`, sequence parallelism and recomputation. The rest is
-the configuration's. ZeRO-1 and ZeRO-2 cost the same here (docs/planning.md), so the stage is left as it is, and with a
-pipeline taken as 1.
+Tried are tensor-parallel sizes within a node, every split of the student inside them, every pipeline that divides what
+is left, one or two stages a pipeline rank, micro-batches of powers of two up to `LARGEST_MICRO_BATCH`, sequence
+parallelism and recomputation. The rest is the configuration's. ZeRO-1 and ZeRO-2 cost the same here (docs/planning.md),
+so the stage is left as it is, and with a pipeline taken as 1.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from megaokd.cost.hardware import Cluster
 from megaokd.cost.memory import largest_rank
 from megaokd.errors import UserError
 from megaokd.mesh import divisors
+from megaokd.pipeline.models import student_splits
 from megaokd.planning.plan import Models, Plan, make_plan, make_setting
 
 LARGEST_MICRO_BATCH = 16
@@ -63,14 +64,16 @@ def candidates(config: Config, models: Models, cluster: Cluster) -> Iterator[Con
             replicas = cluster.processes // (tensor * pipeline)
             zero = 1 if pipeline > 1 else train.zero_stage
             for micro_batch in _micro_batches(train.global_batch, replicas):
+                changed = replace(train, micro_batch=micro_batch, zero_stage=zero)
                 for parallel in _variants(tensor, pipeline):
-                    changed = replace(train, micro_batch=micro_batch, zero_stage=zero)
-                    yield replace(config, parallel=parallel, train=changed)
+                    layout = replace(config, parallel=parallel, train=changed)
+                    for ranks in student_splits(layout, models.student):
+                        yield replace(layout, parallel=replace(parallel, student_tensor=ranks))
 
 
 def _tensor_sizes(models: Models, cluster: Cluster) -> list[int]:
-    fitting = set(divisors(cluster.gpus_per_node)) & set(models.student.tensor_sizes())
-    return sorted(fitting & set(models.teacher.tensor_sizes()) if models.teacher is not None else fitting)
+    widest = models.teacher if models.teacher is not None else models.student
+    return sorted(set(divisors(cluster.gpus_per_node)) & set(widest.tensor_sizes()))
 
 
 def _micro_batches(global_batch: int, replicas: int) -> list[int]:

@@ -3,7 +3,6 @@
 from megaokd.config import Config
 from megaokd.distill.objective import Terms
 from megaokd.errors import UserError
-from megaokd.generation.options import NEEDS_WHOLE_ROWS
 
 
 def check_on_policy(config: Config) -> None:
@@ -16,8 +15,6 @@ def check_on_policy(config: Config) -> None:
             "does not run with parallel.pipeline > 1: a token at a time, one stage would work while the others wait; "
             "use parallel.tensor and data parallelism"
         )
-    elif config.parallel.student_ranks < config.parallel.tensor:
-        reason = NEEDS_WHOLE_ROWS
     elif config.data.packing:
         reason = "needs data.packing=false: each row is one prompt that the student continues"
     elif config.train.on_policy.adaptive is not None and not config.train.validate_every:

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.config_file import parse_config
 from megaokd.distill.module_norms import module_norms
+from megaokd.generation.generate import generate
+from megaokd.generation.options import GenerationOptions
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.huggingface_weights import gather_whole
 from megaokd.run import Run, build_run
@@ -60,7 +62,14 @@ def facts(run: Run, frozen_before: str) -> dict[str, Any]:
         "moments": sum(values["exp_avg"].numel() for values in state.values()),
         "data_parallel": run.mesh.data.size,
         "module_norms": module_norms(run.models.teachers, run.mesh.tensor, run.mesh.pipeline),
+        "generated": generated(run) if run.mesh.pipeline.size == 1 else None,
     }
+
+
+def generated(run: Run) -> list[list[int]]:
+    """What the trained student says."""
+    options = GenerationOptions(max_new_tokens=8, temperature=0.0)
+    return generate(run.models.students[0], [[5, 17, 3], [40, 2]], options, eos_id=0)
 
 
 def gather(run: Run) -> dict[str, torch.Tensor]:

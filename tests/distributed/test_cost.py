@@ -66,7 +66,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def configs(world: TinyWorld, folder: Path) -> dict[str, Any]:
     cases = {}
     for name, (parallel, sections) in LAYOUTS.items():
-        values = world.config(folder / name, parallel=parallel, **sections)
+        as_teacher = {"student_tensor": parallel.get("tensor", 1)}
+        values = world.config(folder / name, parallel=as_teacher | parallel, **sections)
         if values["data"]["train"] == "SHORT":
             values["data"]["train"] = short_data(world)
         cases[name] = values

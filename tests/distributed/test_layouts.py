@@ -180,7 +180,9 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     runs["bottleneck_packed_pp2"] = (sections_of("bottleneck"), OTHER["packed_pp2"])
     for processes in (1, 2, 4):
         cases = {
-            name: tiny_world.config(folder / name, parallel=parallel, **with_short(merged(base, sections), tiny_world))
+            name: tiny_world.config(
+                folder / name, parallel=as_teacher(parallel), **with_short(merged(base, sections), tiny_world)
+            )
             for name, (base, (count, parallel, sections)) in runs.items()
             if count == processes
         }
@@ -189,6 +191,11 @@ def results(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
         (folder / f"cases{processes}.json").write_text(json.dumps(cases))
         must(forked(processes, WORKER, folder / f"cases{processes}.json", folder))
     return folder
+
+
+def as_teacher(parallel: dict[str, Any]) -> dict[str, Any]:
+    """The student split as the teacher is, where nothing else is said."""
+    return {"student_tensor": parallel.get("tensor", 1), **parallel}
 
 
 def with_short(sections: Sections, world: TinyWorld) -> Sections:
@@ -376,6 +383,13 @@ def test_initial_weights_do_not_depend_on_the_layout(layout: str, single: str, r
     for one, other in zip(expected, found, strict=True):
         assert other["student_loss"] == pytest.approx(one["student_loss"], rel=TOLERANCE)
         assert other["norms"] == pytest.approx(one["norms"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "student" in name and "pp2" not in name])
+def test_a_student_in_row_groups_generates(layout: str, results: Path) -> None:
+    (single,) = json.loads((results / "tp1_pp1_dp1.facts.json").read_text())
+    for rank in json.loads((results / f"{layout}.facts.json").read_text()):
+        assert rank["generated"] == single["generated"]
 
 
 @pytest.mark.parametrize("layout", ["bf16", "bf16_tp2_pp2"])

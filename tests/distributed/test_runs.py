@@ -323,15 +323,15 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "missing data": (("data.train=/nowhere",), "/nowhere"),
     "missing teacher": (("teacher.path=/nowhere",), "/nowhere/config.json"),
     "heads": (
-        ("parallel.tensor=2", "student.path=null", "student.architecture={num_heads: 3, hidden_size: 48}"),
-        "heads",
+        (
+            "parallel={tensor: 2, student_tensor: 2}",
+            "student.path=null",
+            "student.architecture={num_heads: 3, hidden_size: 48}",
+        ),
+        "parallel.tensor=2 does not fit the student: 3 attention heads",
     ),
     "layers": (("parallel.pipeline=2", "parallel.virtual_stages=3", "parallel.schedule=interleaved1f1b"), "4 layers"),
     "world size": (("parallel.tensor=3",), "does not divide the 2 processes"),
-    "samples of a split student": (
-        ("parallel.tensor=2", "parallel.student_tensor=1", "logging.samples=1"),
-        "logging.samples needs parallel.student_tensor equal to parallel.tensor",
-    ),
     "own keys": (("parallel.tensor=2", "deepspeed={bf16: {enabled: true}}"), "deepspeed.bf16 is set by"),
     "NaN": (("parallel.tensor=2", "optimizer.student.lr=1e30", "optimizer.student.clip=0"), "no update was made"),
 }

@@ -20,7 +20,6 @@ BASE: dict[str, Any] = {"data": {"train": "t"}, "checkpoint": {"folder": "f"}, "
     ("changes", "reason"),
     [
         ({"parallel": {"pipeline": 2}}, "parallel.pipeline > 1"),
-        ({"parallel": {"tensor": 2, "student_tensor": 1}}, "parallel.student_tensor"),
         ({"data": {"train": "t", "packing": True}}, "data.packing=false"),
         ({"train": {"steps": 1, "on_policy": {"adaptive": {}}}}, "train.validate_every"),
         (

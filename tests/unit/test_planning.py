@@ -143,7 +143,7 @@ def test_passes_in_flight(layout: str, passes: list[int]) -> None:
 
 
 def test_search_finds_the_configuration_itself_and_ranks() -> None:
-    config = example()
+    config = example("parallel.student_tensor=4", "train.micro_batch=2")
     models = Models.read(config)
     found = search(config, models, cluster(), 1.0)
     own = make_plan(make_setting(config, models, 64, 1.0), cluster())
