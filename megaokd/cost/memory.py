@@ -14,6 +14,7 @@ rest follows from reading the code, and is not measured:
                   fused     logits of a chunk (a budget of 1 GiB on a GPU), p T D gradients, 4 V D of the student's head
                   not       p T V logits of each model and as much for the gradient of each that learns, and 4 V D
     buffers       of the pipeline: room for every micro-batch's hidden states and gradients
+    writing       keys and values of a replica's rows while the student writes responses (`train.on_policy`)
     reduction     DeepSpeed's bucket, twice, and three times the owned share of the gradients in the update
 """
 
@@ -23,6 +24,7 @@ from megaokd.cost.communication import FP32, bucket_size, held_on, slots
 from megaokd.cost.layer_tape import LayerCost
 from megaokd.cost.part_cost import part_cost
 from megaokd.cost.setting import Setting
+from megaokd.cost.writing import writing_memory
 from megaokd.kernels.linear import chunk_tokens
 
 
@@ -39,13 +41,19 @@ class RankMemory:
     loss: int
     buffers: int
     reduction: int
+    writing: int = 0
 
     @property
     def peak(self) -> int:
-        """The larger of the two moments: backward of a micro-batch, or reduction and update after the last."""
+        """The largest of three moments: writing, backward of a micro-batch, or reduction and update after the last."""
         backward = self.activations + self.loss
         return (
-            self.teacher + self.weights + self.gradients + self.optimizer + self.buffers + max(backward, self.reduction)
+            self.teacher
+            + self.weights
+            + self.gradients
+            + self.optimizer
+            + self.buffers
+            + max(backward, self.reduction, self.writing)
         )
 
 
@@ -66,6 +74,7 @@ def rank_memory(setting: Setting, pipeline_rank: int) -> RankMemory:
         loss=loss_memory(setting, fused=setting.config.objective.fused) if is_last else 0,
         buffers=_pipeline_buffers(setting, pipeline_rank),
         reduction=FP32 * (bucket + min(bucket, trained) + 3 * owned),
+        writing=writing_memory(setting),
     )
 
 

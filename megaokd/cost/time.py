@@ -6,6 +6,7 @@
     bubble    (P - 1) / (v M) of the slowest rank's share of the above: while the pipeline fills and drains
     data      gradients summed over copies, row groups and replicas, weights gathered, after the last micro-batch;
               nothing overlaps it
+    writing   of the student's own responses, on average over the steps (`writing`)
     update    28 bytes an owned element: gradient, weight and two moments read, weight and moments written
 
 Nothing is taken to overlap: the loss's own overlap (kernels/README.md) is small beside the layers' sums.
@@ -18,6 +19,7 @@ from megaokd.cost.hardware import Cluster
 from megaokd.cost.setting import Setting
 from megaokd.cost.stage_flops import stage_work
 from megaokd.cost.traffic import Group, Kind, Traffic, Volume
+from megaokd.cost.writing import writing_time
 
 UPDATE_BYTES = 28
 
@@ -35,12 +37,13 @@ class StepTime:
     positions: int
     """Of the global batch, padding included."""
     model_flops: float
-    """Of the step on one GPU, recomputation left out."""
+    """Of the step on one GPU, recomputation and writing left out."""
+    writing: float = 0.0
 
     @property
     def total(self) -> float:
         """The step."""
-        return self.compute + self.tensor + self.pipeline + self.bubble + self.data + self.update
+        return self.compute + self.tensor + self.pipeline + self.bubble + self.data + self.update + self.writing
 
     @property
     def tokens_per_second(self) -> float:
@@ -71,6 +74,7 @@ def step_time(setting: Setting, cluster: Cluster) -> StepTime:
         update=max(rank.update for rank in ranks),
         positions=setting.config.train.global_batch * setting.width,
         model_flops=model * setting.micro_batches * setting.data_parallel / setting.processes,
+        writing=writing_time(setting, cluster).expected,
     )
 
 

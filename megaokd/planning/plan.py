@@ -18,6 +18,7 @@ from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.pipeline.models import check_models, configured_student
 from megaokd.pipeline.schedule import check_bucket, check_micro_batches, check_zero_stage
+from megaokd.sampling.check import check_on_policy
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def make_setting(config: Config, models: Models, processes: int, loss_share: flo
         dp_size=replicas,
     )
     check_micro_batches(parallel, train.global_batch // (train.micro_batch * replicas))
+    check_on_policy(config)
     check_models(config, models.student, models.teacher, models.vocab_size)
     check_bucket(parallel, data.bucket)
     check_zero_stage(parallel, train.zero_stage)

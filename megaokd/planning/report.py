@@ -119,6 +119,7 @@ def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
             f"fused {_gb(memory['loss_fused'])}, not fused {_gb(memory['loss_not_fused'])} on the last rank",
         ),
         ("pipeline buffers", "buffers", ""),
+        *([("own responses", "writing", "keys and values; at another time too")] if memory["writing"] else []),
         ("reduction, update", "reduction", "not at the same time as activations and loss"),
         ("peak", "peak", f"{'fits' if data['fits'] else 'DOES NOT FIT'}: {_gb(memory['usable'])} usable"),
     ):
@@ -141,8 +142,9 @@ def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
             f"  {row['pipeline_rank']:<6}{row['group']:<10}{row['kind']:<16}{row['calls']:>8}{_gb(row['bytes']):>11}"
         )
     lines += ["", "time of a step, ms"]
-    for key in ("compute", "tensor", "pipeline", "bubble", "data", "update", "total"):
-        lines.append(f"  {key:<10}{time[key] * 1e3:>10.0f}")
+    for key in ("compute", "tensor", "pipeline", "bubble", "data", "update", "writing", "total"):
+        if key != "writing" or time[key]:
+            lines.append(f"  {key:<10}{time[key] * 1e3:>10.0f}")
     lines.append(
         f"  {time['tokens_per_second']:.0f} tokens/s, model FLOP utilisation {time['model_flop_utilisation']:.1%}, "
         f"bubble {time['bubble_share']:.1%}"

@@ -12,6 +12,7 @@ import pytest
 from megaokd.cli import main
 from megaokd.config import Config
 from megaokd.config_file import load_config
+from megaokd.cost.decode import Rates, Responses, generation_time
 from megaokd.cost.flops import StepMethod, StepTokens, count_step
 from megaokd.cost.hardware import GPUS, Assumptions, Cluster, find_gpu
 from megaokd.cost.memory import in_flight, rank_memory
@@ -160,13 +161,28 @@ def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     data: dict[str, Any] = json.loads(capsys.readouterr().out)
     memory, time = data["memory_bytes"], data["time_s"]
     held = sum(memory[name] for name in ("teacher", "weights", "gradients", "optimizer", "buffers"))
-    assert memory["peak"] == held + max(memory["activations"] + memory["loss"], memory["reduction"])
+    assert memory["peak"] == held + max(memory["activations"] + memory["loss"], memory["reduction"], memory["writing"])
     assert memory["activations_with_recompute"] < memory["activations_without_recompute"]
-    parts = ("compute", "tensor", "pipeline", "bubble", "data", "update")
+    parts = ("compute", "tensor", "pipeline", "bubble", "data", "update", "writing")
     assert time["total"] == pytest.approx(sum(time[name] for name in parts))
 
 
+def test_the_students_own_text_takes_time_and_memory() -> None:
+    """Half of the steps write; keys and values are two for each layer, row, column, KV head of a rank and channel."""
+    plain = example("parallel={tensor: 8}", "data.packing=false")
+    config = example("parallel={tensor: 8}", "data.packing=false", "train.on_policy={max_new_tokens: 256}")
+    models = Models.read(config)
+    without, found = (make_plan(make_setting(one, models, 64, 1.0), cluster()) for one in (plain, config))
+    responses = Responses(rows=64, prompt=4097 - 256, response=256, tensor=8, precision="bf16")
+    rates = Rates.of_gpu(GPUS["h100"], Assumptions(), "bf16")
+    assert found.time.writing == generation_time(models.student, responses, rates).total / 2
+    assert found.time.total == pytest.approx(without.time.total + found.time.writing)
+    assert found.memory.writing == 2 * 32 * 64 * 4097 * 1 * 128 * 2
+    assert without.time.writing == without.memory.writing == 0
+
+
 MISTAKES = {
+    ("--gpu", "h100", "--nodes", "8", "train.on_policy={}"): "train.on_policy does not run with parallel.pipeline > 1",
     ("--gpu", "h1000"): "--gpu h1000: not in the table.*known are h100, h200",
     ("--gpu", "h100", "--nodes", "0"): "--nodes must be at least 1, not 0",
     ("--gpu", "h100", "--efficiency", "50"): "--efficiency must be above 0 and at most 1, not 50",
