@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
         "online": {"lr": 1e-3, "schedule": "linear", "weight_decay": 0.01},
     },
 }
-EIGHT = {"tensor": 2, "pipeline": 2}
+EIGHT = {"tensor": 2, "student_tensor": 2, "pipeline": 2}
 FOUR = {
     "tp4": {"tensor": 4, "sequence_parallel": True},
     "tp4-student2": {"tensor": 4, "student_tensor": 2},
