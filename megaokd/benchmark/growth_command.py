@@ -24,7 +24,6 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from megaokd.benchmark.growth.axes import AXES
-    from megaokd.benchmark.growth.checks import checks
     from megaokd.benchmark.growth.figure import check_matplotlib
     from megaokd.benchmark.growth.measure import measure_axis
     from megaokd.benchmark.growth.report import write_report
@@ -56,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
             "command": f"{prefix}megaokd benchmark growth {shlex.join(argv)}",
             "environment": describe_environment() | {"allocator": f"THP_MEM_ALLOC_ENABLE={settings}"},
             "points": points,
-            "checks": checks(axis.kind, points),
         }
         page = write_report(Path(options.output), entry)
     print(page)

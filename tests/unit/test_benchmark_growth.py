@@ -91,7 +91,7 @@ def test_the_page_keeps_the_newest_of_each_axis(tmp_path: Path) -> None:
     for name, last in (("layers", 9.0), ("sequence", 8.1), ("layers", 8.1)):
         points = [point(x, seconds, 100 + x, flops=x, planned=90 + x) for x, seconds in ((1, 1.1), (2, 2.1), (8, last))]
         entry = {"axis": name, "title": AXES[name].title, "about": "", "command": "megaokd", "environment": {}}
-        page = write_report(tmp_path, entry | {"points": points, "checks": checks("growth", points)})
+        page = write_report(tmp_path, entry | {"points": points})
     assert [one["axis"] for one in json.loads((tmp_path / "growth.json").read_text())] == ["sequence", "layers"]
     assert page.count("## ") == 2
     assert page.count("The line: 100 ms + FLOPs / ") == 2

@@ -39,8 +39,10 @@ def time_line(points: Points) -> Line:
 
 
 def memory_line(points: Points) -> Line:
-    """Bytes over the axis."""
-    return Line.through([point["value"] for point in points], [point["tensor_bytes"] for point in points])
+    """Bytes over what is planned, which bends where another moment of the step becomes the peak."""
+    return Line.through(
+        [point["predicted"]["tensor_bytes"] for point in points], [point["tensor_bytes"] for point in points]
+    )
 
 
 def exponents(points: Points) -> dict[str, float]:
@@ -63,7 +65,7 @@ def _growth(points: Points) -> list[dict[str, Any]]:
             abs(slopes["time"] - slopes["flops"]),
             EXPONENT,
         ),
-        _check("memory: farthest from a straight line over the axis", memory_line(points).worst, LINE_OF_MEMORY),
+        _check("memory: farthest from offset + factor x plan", memory_line(points).worst, LINE_OF_MEMORY),
         _check(
             f"memory: exponent {slopes['memory']:.2f}, planned {slopes['plan']:.2f}; they differ by",
             abs(slopes["memory"] - slopes["plan"]),

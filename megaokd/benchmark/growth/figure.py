@@ -41,7 +41,7 @@ def draw(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
         axis.set_visible(False)
     for axis, (panel, entry) in zip(grid, shown, strict=False):
         panel(axis, entry["points"])
-        axis.set_title(entry["title"], fontsize="medium")
+        axis.set_title(entry["title"], fontsize="small")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize="small")
     figure.savefig(folder / FIGURE, dpi=110)
@@ -63,7 +63,8 @@ def _memory(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     axis.plot(places, [point["tensor_bytes"] / 1e6 for point in points], "o", color=_MEASURED, label="measured")
     planned = [point["predicted"]["tensor_bytes"] / 1e6 for point in points]
     axis.plot(places, planned, "-", color=_PREDICTED, label="megaokd plan")
-    axis.set(ylabel="MB, largest rank", ylim=(0, None), xlim=(0, None))
+    highest = max(max(point["tensor_bytes"] / 1e6 for point in points), *planned)
+    axis.set(ylabel="MB, largest rank", ylim=(0, 1.3 * highest), xlim=(0, None))
 
 
 def _idle(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
@@ -82,6 +83,6 @@ def _kept(axis: Any, points: Sequence[Mapping[str, Any]]) -> None:
     ):
         sizes = [sum(one["kept_bytes"].values()) / 1e6 for one in values]
         axis.barh([place + offset for place in places], sizes, 0.38, color=color, label=name)
-    axis.set_yticks(places, [point["name"] for point in points], fontsize="x-small")
+    axis.set_yticks(places, [point["name"].replace(", ", "\n") for point in points], fontsize="xx-small")
     axis.invert_yaxis()
     axis.set(xlabel="MB kept for backward")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megaokd.benchmark.growth.axes import AXES
-from megaokd.benchmark.growth.checks import exponents, kept, median_idle, memory_line, saved, time_line
+from megaokd.benchmark.growth.checks import checks, exponents, kept, median_idle, memory_line, saved, time_line
 from megaokd.benchmark.growth.figure import FIGURE, draw
 from megaokd.evaluation.environment import environment_lines
 from megaokd.evaluation.report import markdown_table
@@ -18,9 +18,10 @@ Medians of interleaved repetitions, one thread a process; +- is half of the dist
 of the slowest rank, memory the peak of tensors on the largest, by the allocator's events; *plan* is what `megaokd plan`
 says of that peak from the architectures alone. FLOPs are those of matrix products (`megaokd/cost/flops.py`), attention
 as whole squares: its quadratic part is in them. *Line* is the fit of time over FLOPs, an offset and a speed, which is
-linear in the axis wherever FLOPs are. Exponents are slopes of logarithms over the axis: below 1 where some of a step
-does not grow with it. A point with more processes than cores is not timed. Points of one axis that train the same
-models on the same batches agree in losses and gradient norms of the first step (1e-5, relative).
+linear in the axis wherever FLOPs are. Peaks of memory are compared with a line over the plan, which bends where another
+moment of the step becomes the peak. Exponents are slopes of logarithms over the axis: below 1 where some of a step does
+not grow with it. A point with more processes than cores is not timed. Points of one axis that train the same models on
+the same batches agree in losses and gradient norms of the first step (1e-5, relative).
 
 ![Time and memory over each axis, idle shares of a pipeline, bytes that layouts keep]({FIGURE})
 """
@@ -45,8 +46,9 @@ def write_report(folder: Path, entry: dict[str, Any]) -> str:
 def _summary(entries: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for entry in entries:
-        missed = [check for check in entry["checks"] if not check["met"]]
-        verdict = "met" if not missed else f"**{len(missed)} of {len(entry['checks'])} missed**"
+        found = checks(AXES[entry["axis"]].kind, entry["points"])
+        missed = sum(not check["met"] for check in found)
+        verdict = f"**{missed} of {len(found)} missed**" if missed else "met"
         rows.append([entry["title"], AXES[entry["axis"]].law, verdict])
     return markdown_table(("", "expected", ""), rows)
 
@@ -56,7 +58,7 @@ def _section(entry: Mapping[str, Any]) -> str:
     tables = {"growth": _growth, "layout": _layout, "bubble": _bubble, "savings": _savings}
     lines = [f"## {entry['title']}", "", f"{entry['about']}.", "", f"    {entry['command']}", ""]
     lines += [*environment_lines(entry["environment"]), "", tables[kind](points), ""]
-    return "\n".join([*lines, *map(_check, entry["checks"]), ""])
+    return "\n".join([*lines, *map(_check, checks(kind, points)), ""])
 
 
 def _check(check: Mapping[str, Any]) -> str:
@@ -91,7 +93,7 @@ def _growth(points: Sequence[Mapping[str, Any]]) -> str:
         rows.append([point["name"], *_time(point), *fitted, *_memory(point)])
     exponent_row = ["exponent", f"{slopes['time']:.2f}", "", f"{slopes['flops']:.2f}", ""]
     rows.append([*exponent_row, f"{slopes['memory']:.2f}", f"{slopes['plan']:.2f}", ""])
-    rows.append(["farthest from a line", "", "", "", f"{line.worst:.1%}", f"{memory.worst:.1%}", "", ""])
+    rows.append(["farthest from line", "", "", "", f"{line.worst:.1%}", f"{memory.worst:.1%}", "", ""])
     note = f"\n\nThe line: {1e3 * line.offset:.0f} ms + FLOPs / ({1e-9 / line.slope:.0f} GFLOP/s)."
     return markdown_table(("", "ms", "+-", "GFLOP", "line, ms", *_MEMORY), rows) + note
 
