@@ -241,7 +241,7 @@ def test_text_samples_are_the_answers_of_the_exported_student(tiny_world: TinyWo
 def test_the_page_and_the_monitors_have_the_numbers_of_the_log(uninterrupted: Path) -> None:
     journal = read_journal(uninterrupted)
     page = (uninterrupted / "summary.html").read_text()
-    assert "Step 12; last checkpoint: step 12; 1 warnings" in page
+    assert "Step 12; last checkpoint: step 12; 1 warning" in page
     assert "lower optimizer.online.lr" in page
     run_again = load_config(uninterrupted / "resolved_config.yaml")
     assert to_dict(run_again) == json.loads((uninterrupted / "summary.json").read_text())["config"]

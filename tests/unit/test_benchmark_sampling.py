@@ -1,10 +1,13 @@
 """The benchmark of sampling: who does not do what it is measured for ends it; the model's limits; the page."""
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from megaokd.benchmark.sampling.constants import Constants
 from megaokd.benchmark.sampling.gpu import Expected, expected
@@ -29,7 +32,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build_world(TINY, tmp_path_factory.mktemp("world"), 1)
 
 
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of one in this process, which later tests must not find."""
+    before = dict(os.environ)
+    start_distributed(60)
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("group")
 def test_a_pair(world: World, tmp_path: Path) -> None:
     measured = measure_pair(world, [CELL], 1, "cpu", lambda _: None)
     cell = measured["cells"][0]
@@ -45,6 +60,7 @@ def test_a_pair(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("group")
 def test_text_that_is_not_the_students_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(ON_POLICY, CELL.of(world), 1)
     update = Update(config, build_mesh(config.parallel, start_distributed(60)), "cpu")
