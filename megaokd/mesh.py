@@ -83,10 +83,8 @@ def start_distributed(timeout_s: int) -> torch.device:
                 f"srun started {os.environ['SLURM_NTASKS']} tasks, but RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
                 "MASTER_PORT are not set; launch_scripts/slurm.sbatch shows how to set them"
             )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", **address)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -94,6 +92,14 @@ def start_distributed(timeout_s: int) -> torch.device:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
     return device
+
+
+def free_port() -> int:
+    """Of this host; nobody listens there now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -> ParallelMesh:

@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     recipe = load_recipe(options.recipe)
     # After the recipe: its mistakes must not wait for torch. The figures are checked before the first run, not after.
-    from megaokd.comparison.figures import check_matplotlib
     from megaokd.comparison.page import write_comparison_report
     from megaokd.comparison.results import collect
+    from megaokd.evaluation.figures import check_matplotlib
 
     check_matplotlib()
     before = signal.signal(signal.SIGTERM, _interrupt)

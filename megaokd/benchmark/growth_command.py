@@ -24,12 +24,12 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from megaokd.benchmark.growth.axes import AXES
-    from megaokd.benchmark.growth.figure import check_matplotlib
     from megaokd.benchmark.growth.measure import measure_axis
     from megaokd.benchmark.growth.report import write_report
     from megaokd.benchmark.step.worker import check_system
     from megaokd.benchmark.step.world import ModelSize, Pair
     from megaokd.evaluation.environment import describe_environment
+    from megaokd.evaluation.figures import check_matplotlib
 
     check_system()
     check_matplotlib()

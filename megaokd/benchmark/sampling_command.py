@@ -19,7 +19,7 @@ from megaokd.option_types import positive
 def main(argv: Sequence[str]) -> int:
     """Measure, write page and plot, print the page."""
     options = _parser().parse_args(argv)
-    from megaokd.benchmark.sampling.plot import check_matplotlib
+    from megaokd.evaluation.figures import check_matplotlib
 
     check_matplotlib()
     import torch

@@ -1,6 +1,5 @@
 """The figures of a comparison, as PNG files. Drawn by matplotlib, which comes with the extra `report`."""
 
-import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 from megaokd.comparison.results import HIGHER_IS_BETTER, MEASURES, Curve, MethodResult, Results
 from megaokd.comparison.toy import ToyFit, original, positions
-from megaokd.errors import UserError
 
 FIGURES = {
     "quality.png": (
@@ -39,16 +37,6 @@ _CURVES = {
     "agreement.png": (("validation/top1_agreement",), "top-1 agreement"),
 }
 """File -> names in log.jsonl, the label of their axis."""
-
-
-def check_matplotlib() -> None:
-    """Without it there is no report.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("the report's figures need matplotlib: pip install 'megaokd[report]'")
 
 
 def draw_figures(results: Results, time: str, folder: Path) -> list[str]:

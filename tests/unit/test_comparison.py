@@ -1,6 +1,7 @@
 """Recipes of a comparison: what is merged, what is refused; means and intervals."""
 
 import copy
+import importlib.util
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megaokd.comparison import figures, responses
+from megaokd.comparison import responses
 from megaokd.comparison.grid import Cell, all_work
 from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
@@ -20,6 +21,7 @@ from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.comparison.work import CellError
 from megaokd.config_file import parse_config
 from megaokd.errors import UserError
+from megaokd.evaluation.figures import check_matplotlib
 from megaokd.tools import generate as generate_command
 
 RECIPE: dict[str, Any] = {
@@ -306,9 +308,9 @@ def test_interval_is_students() -> None:
 
 
 def test_missing_matplotlib_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'megaokd\[report\]'"):
-        figures.check_matplotlib()
+        check_matplotlib()
 
 
 def test_responses_of_the_teacher_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What an axis must do, with the value found and whether it is met."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def _distance(point: Mapping[str, Any]) -> float:
 
 def median_idle(point: Mapping[str, Any]) -> float:
     """Of its repetitions."""
-    return float(sorted(point["idle"])[len(point["idle"]) // 2])
+    return float(statistics.median_high(point["idle"]))
 
 
 def _savings(points: Points) -> list[dict[str, Any]]:

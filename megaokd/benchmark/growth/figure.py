@@ -1,27 +1,15 @@
 """The figure of the page, by matplotlib, which comes with the extra `report`."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megaokd.benchmark.growth.axes import AXES
 from megaokd.benchmark.growth.checks import median_idle, time_line
-from megaokd.errors import UserError
 
 FIGURE = "growth.png"
 _COLUMNS = 4
 _MEASURED, _PREDICTED = "#1f6fb4", "#d9541e"
-
-
-def check_matplotlib() -> None:
-    """Told before anything is measured.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("the figure of megaokd benchmark growth needs matplotlib: pip install 'megaokd[report]'")
 
 
 def draw(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -1,7 +1,6 @@
 """A point's processes: a group of their own, each a worker that steps when it is asked to."""
 
 import os
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,10 +10,11 @@ import torch.distributed as dist
 from megaokd.benchmark.growth.idle import ObservedRunner
 from megaokd.benchmark.growth.kept import kept_bytes
 from megaokd.benchmark.growth.points import Point
+from megaokd.benchmark.step.ours import values_of
 from megaokd.benchmark.step.worker import Contender, Measured, Worker
 from megaokd.benchmark.step.world import World
 from megaokd.errors import RunError
-from megaokd.mesh import build_mesh, start_distributed
+from megaokd.mesh import build_mesh, free_port, start_distributed
 from megaokd.pipeline.schedule import PipelineRunner
 from megaokd.run import build_run
 
@@ -57,7 +57,7 @@ class RankStep:
         batch = self._run.train_batches.batch(step)
         dist.barrier()  # the ranks begin together: whoever was woken first would seem to wait
         report = self._step(step, batch)
-        values = report.metrics | {f"norm of {name}": norm for name, norm in report.norms.items()} | self._about
+        values = values_of(report) | self._about
         return values | ({} if self._watch is None else {"busy": self._watch.busy, "span": self._watch.span})
 
 
@@ -66,7 +66,7 @@ class RankGroup:
 
     def __init__(self, point: Point, world: World, processes: ExitStack) -> None:
         self.point = point
-        port = _free_port()
+        port = free_port()
         contenders = [
             Contender(
                 f"{point.name}, rank {rank}",
@@ -111,10 +111,3 @@ class RankGroup:
     def steps(self) -> list[list[Measured]]:
         """What was measured, step by step, each rank's; the first step is not timed."""
         return [list(step) for step in zip(*(rank.steps for rank in self.ranks), strict=True)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

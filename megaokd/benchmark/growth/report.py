@@ -1,6 +1,5 @@
 """growth.md, growth.json and growth.png: the newest measurement of each axis."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from megaokd.benchmark.growth.axes import AXES
 from megaokd.benchmark.growth.checks import checks, exponents, kept, median_idle, memory_line, saved, time_line
 from megaokd.benchmark.growth.figure import FIGURE, draw
+from megaokd.benchmark.newest import keep_newest
 from megaokd.evaluation.environment import environment_lines
 from megaokd.evaluation.report import markdown_table
 
@@ -29,14 +29,8 @@ the same batches agree in losses and gradient norms of the first step (1e-5, rel
 
 def write_report(folder: Path, entry: dict[str, Any]) -> str:
     """Put this axis in the place of its last measurement; returns the whole page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "growth.json"
-    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     order = list(AXES)
-    entries = sorted(
-        [*(other for other in known if other["axis"] != entry["axis"]), entry], key=lambda one: order.index(one["axis"])
-    )
-    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    entries = keep_newest(folder / "growth.json", entry, "axis", lambda one: order.index(one["axis"]))
     draw(entries, folder)
     page = "\n".join([_HEAD, _summary(entries), "", *(_section(one) for one in entries)])
     (folder / "growth.md").write_text(page, encoding="utf-8")

@@ -1,26 +1,14 @@
 """The plot of all pairs, drawn by matplotlib, which comes with the extra `report`."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megaokd.benchmark.sampling.updates import CACHED, OKD, ON_POLICY
-from megaokd.errors import UserError
 
 CLAIM = 4.0
 """What the paper says of the time of training: OKD needs up to a fourth."""
 _COLORS = ("#1f6fb4", "#d9541e", "#3a9a4b", "#8a4fb0", "#7a7a7a")
-
-
-def check_matplotlib() -> None:
-    """Without it there is no plot.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("the plot needs matplotlib: pip install 'megaokd[report]'")
 
 
 def draw(comparisons: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -1,11 +1,11 @@
 """sampling.md, sampling.json and sampling.png: the newest comparison of each pair of models."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megaokd.benchmark.newest import keep_newest
 from megaokd.benchmark.sampling.gpu import GPU, PROMPT, expected
 from megaokd.benchmark.sampling.plot import CLAIM, draw
 from megaokd.benchmark.sampling.updates import CACHED, OKD, ON_POLICY
@@ -41,12 +41,7 @@ What is simpler here than in a run, and in whose favour:
 
 def write_report(folder: Path, comparison: dict[str, Any]) -> str:
     """Put this comparison in the place of the last one of its pair; returns the whole page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "sampling.json"
-    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    others = [other for other in known if other["title"] != comparison["title"]]
-    everything = sorted([*others, comparison], key=lambda one: one["ratio"])
-    path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    everything = keep_newest(folder / "sampling.json", comparison, "title", lambda one: one["ratio"])
     page = "\n".join([_HEAD, _claim(everything), *map(_section, everything), _on_a_gpu()])
     (folder / "sampling.md").write_text(page, encoding="utf-8")
     draw(everything, folder / "sampling.png")

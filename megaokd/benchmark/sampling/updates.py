@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
-from megaokd.benchmark.step.ours import Variant
+from megaokd.benchmark.step.ours import Variant, values_of
 from megaokd.benchmark.step.world import World
 from megaokd.config import Config, Objective
 from megaokd.data.batches import Batch
@@ -85,8 +85,7 @@ class Update:
         written = self._now() if self.writer is not None else read
         report = self.run.step(step, batch)
         seconds = self._now() - start
-        values = report.metrics | {f"norm of {name}": norm for name, norm in report.norms.items()}
-        return Timed(seconds, written - read, values | {"loss tokens": float(batch.loss_tokens)})
+        return Timed(seconds, written - read, values_of(report) | {"loss tokens": float(batch.loss_tokens)})
 
     def _now(self) -> float:
         synchronize(self._device)

@@ -21,6 +21,7 @@ from megaokd.config import (
     TrunkCache,
 )
 from megaokd.cost.flops import StepFlops, StepMethod, StepTokens, count_step
+from megaokd.engine.report import StepReport
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.run import build_run
@@ -84,4 +85,9 @@ class OurStep:
         self.clock.switch("rest")
         report = self._step(step, batch)
         self.clock.switch("rest")
-        return report.metrics | {f"norm of {name}": norm for name, norm in report.norms.items()}
+        return values_of(report)
+
+
+def values_of(report: StepReport) -> dict[str, float]:
+    """Metrics and gradient norms of a step, which are compared."""
+    return report.metrics | {f"norm of {name}": norm for name, norm in report.norms.items()}

@@ -1,10 +1,10 @@
 """step.md and step.json, or step_vocab_N of another vocabulary: the newest comparison of each pair of models."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from megaokd.benchmark.newest import keep_newest
 from megaokd.benchmark.step.contenders import PLAIN
 from megaokd.benchmark.step.operators import KINDS
 from megaokd.benchmark.step.phases import PHASES
@@ -30,14 +30,9 @@ of that product; of tensors, were they the fp32 weights, the student's gradients
 
 def write_report(folder: Path, comparison: dict[str, Any]) -> str:
     """Put this comparison in the place of the last one of its pair; returns the whole page."""
-    folder.mkdir(parents=True, exist_ok=True)
     vocab = comparison["vocab"]
     stem = "step" if vocab == Pair().vocab else f"step_vocab_{vocab}"
-    path = folder / f"{stem}.json"
-    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    others = [other for other in known if other["title"] != comparison["title"]]
-    everything = sorted([*others, comparison], key=lambda one: str(one["title"]))
-    path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    everything = keep_newest(folder / f"{stem}.json", comparison, "title", lambda one: str(one["title"]))
     head = _HEAD if stem == "step" else _HEAD.replace("step\n", f"step, vocabulary {vocab}\n", 1)
     page = "\n".join([head, *(_section(one) for one in everything)])
     (folder / f"{stem}.md").write_text(page, encoding="utf-8")
