@@ -56,10 +56,13 @@ class Keys:
         """The names a response may have, the preferred one first."""
         return ("response", "output") if self.response is None else (self.response,)
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Every field that may be read."""
-        return (self.prompt, *self.responses, self.text, self.messages, FINISH_REASON)
+    def columns(self, present: Sequence[str]) -> list[str]:
+        """Those of a table's columns that are read; all where they make no example, so that the error names them all."""
+        answered = any(name in present for name in self.responses)
+        if self.messages in present or (answered if self.prompt in present else self.text in present):
+            fields = (self.prompt, *self.responses, self.text, self.messages, FINISH_REASON)
+            return [name for name in present if name in fields]
+        return list(present)
 
 
 _DEFAULT_KEYS = Keys()
@@ -86,7 +89,7 @@ def read_examples(inputs: Sequence[str], *, split: str = "train", keys: Keys = _
     kind: Kind | None = None
     for source in inputs:
         empty = True
-        for chunk in read_chunks(source, Position(), split=split, fields=keys.fields, text_key=keys.text):
+        for chunk in read_chunks(source, Position(), split=split, columns=keys.columns, text_key=keys.text):
             for parsed in chunk.parse():
                 item = to_example(parsed, keys, kind)
                 kind = kind_of(item)
@@ -103,7 +106,7 @@ def first_kind(inputs: Sequence[str], *, split: str, keys: Keys, skip_malformed:
         UserError: as `read_examples`; with `skip_malformed`, no input holds an example.
     """
     for source in inputs:
-        for chunk in read_chunks(source, Position(), split=split, fields=keys.fields, text_key=keys.text):
+        for chunk in read_chunks(source, Position(), split=split, columns=keys.columns, text_key=keys.text):
             for parsed in chunk.parse():
                 try:
                     return kind_of(to_example(parsed, keys, None))

@@ -142,7 +142,7 @@ class _Job:
         keys, split = self.options.keys, self.options.split
         for number in range(progress.source, len(self.inputs)):
             source = self.inputs[number]
-            for chunk in read_chunks(source, start, split=split, fields=keys.fields, text_key=keys.text):
+            for chunk in read_chunks(source, start, split=split, columns=keys.columns, text_key=keys.text):
                 yield _Mark(number, chunk.end, chunk.size), chunk
             start = Position()
 

@@ -5,7 +5,7 @@ where reading goes on after it, so that a job that was killed can continue there
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,8 @@ class MalformedRecordError(UserError):
     """One record that is not what it should be; the ones after it can still be read."""
 
 
+Columns = Callable[[Sequence[str]], list[str]]
+"""The names of a table's columns -> those that are read."""
 Parsed = tuple[str, dict[str, Any] | MalformedRecordError]
 """Where a record stands (`file:line` or `file, row N`), and its fields."""
 
@@ -55,14 +57,14 @@ class Chunk(Protocol):
         ...
 
 
-def read_chunks(source: str, start: Position, *, split: str, fields: tuple[str, ...], text_key: str) -> Iterator[Chunk]:
+def read_chunks(source: str, start: Position, *, split: str, columns: Columns, text_key: str) -> Iterator[Chunk]:
     """Everything in a file (.jsonl, .parquet, .txt) or a Hugging Face dataset from `start` on.
 
     Args:
         source: a file, a Hugging Face name (`name` or `name:configuration`) or folder.
         start: the beginning, or the end of a chunk that was read before.
         split: the part of a Hugging Face dataset.
-        fields: what is read of a table's rows; JSONL records are parsed whole.
+        columns: which of a table's; JSONL records are parsed whole.
         text_key: the one field of a .txt file's records; a record is what stands between blank lines.
 
     Raises:
@@ -72,7 +74,7 @@ def read_chunks(source: str, start: Position, *, split: str, fields: tuple[str, 
     if path.is_file():
         readers: dict[str, Callable[[], Iterator[Chunk]]] = {
             ".jsonl": lambda: _jsonl(path, start),
-            ".parquet": lambda: _parquet(path, start, fields),
+            ".parquet": lambda: _parquet(path, start, columns),
             ".txt": lambda: _paragraphs(path, start, text_key),
         }
         if path.suffix not in readers:
@@ -80,7 +82,7 @@ def read_chunks(source: str, start: Position, *, split: str, fields: tuple[str, 
             raise UserError(f"{path}: a data file must end in {', '.join(readers)}, found {ending!r}")
         return readers[path.suffix]()
     if path.is_dir() or (may_be_hub_name(source) and path.suffix not in _FILE_ENDINGS):
-        return _hugging_face(source, start, split, fields)
+        return _hugging_face(source, start, split, columns)
     raise UserError(f"{source}: there is no such file or folder")
 
 
@@ -209,14 +211,13 @@ def _line_blocks(path: Path, start: Position, *, until_blank: bool) -> Iterator[
         raise UserError(f"{path}: the file cannot be read ({error.strerror})") from None
 
 
-def _parquet(path: Path, start: Position, fields: tuple[str, ...]) -> Iterator[Rows]:
+def _parquet(path: Path, start: Position, columns: Columns) -> Iterator[Rows]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            # With none of the fields there, the names of all columns belong in the message.
-            columns = [name for name in file.schema_arrow.names if name in fields] or None
+            read = columns(file.schema_arrow.names)
             row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
             row = 0
             for group in range(file.num_row_groups):
@@ -224,7 +225,7 @@ def _parquet(path: Path, start: Position, fields: tuple[str, ...]) -> Iterator[R
                 if end <= start.offset:
                     row = end
                     continue
-                for batch in file.iter_batches(batch_size=CHUNK_ROWS, row_groups=[group], columns=columns):
+                for batch in file.iter_batches(batch_size=CHUNK_ROWS, row_groups=[group], columns=read):
                     fresh = batch.slice(min(max(start.offset - row, 0), len(batch)))
                     first = row + len(batch) - len(fresh) + 1
                     row += len(batch)
@@ -234,7 +235,7 @@ def _parquet(path: Path, start: Position, fields: tuple[str, ...]) -> Iterator[R
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
 
-def _hugging_face(source: str, start: Position, split: str, fields: tuple[str, ...]) -> Iterator[Rows]:
+def _hugging_face(source: str, start: Position, split: str, columns: Columns) -> Iterator[Rows]:
     import datasets
 
     name, _, configuration = source.partition(":")
@@ -242,8 +243,8 @@ def _hugging_face(source: str, start: Position, split: str, fields: tuple[str, .
     try:
         records = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
         for batch in records.skip(row).iter(batch_size=CHUNK_ROWS):
-            columns = {key: values for key, values in batch.items() if key in fields} or batch
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            read = {key: batch[key] for key in columns(list(batch))}
+            rows = [dict(zip(read, values, strict=True)) for values in zip(*read.values(), strict=True)]
             first, row = row + 1, row + len(rows)
             yield Rows(source, rows, first, Position(row), len(rows))
     except Exception as error:  # the hub, its caches and the builders raise whatever they meet

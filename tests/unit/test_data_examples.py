@@ -95,6 +95,23 @@ def test_bad_parquet_files(tmp_path: Path) -> None:
         list(read_examples([str(path)]))
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (Keys(prompt="instruction"), "neither 'instruction' with 'response' or 'output' nor 'messages' nor 'text'"),
+        (Keys(prompt="question", response="answers"), "no 'answers' beside 'question'"),
+    ],
+)
+def test_a_table_without_an_example_is_told_with_all_its_columns(tmp_path: Path, keys: Keys, message: str) -> None:
+    """Also those that are not read where there is one."""
+    table = pyarrow.table({"id": [7], "question": ["q"], "response": ["r"]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    for source in (tmp_path / "train.parquet", tmp_path):
+        with pytest.raises(UserError, match=f"row 1: {message}; found the keys: id, question, response$"):
+            list(read_examples([str(source)], keys=keys))
+    assert Keys(prompt="question").columns(["id", "question", "response"]) == ["question", "response"]
+
+
 def test_files_that_are_missing_or_of_another_kind(tmp_path: Path) -> None:
     for missing in (str(tmp_path / "missing.jsonl"), "missing.jsonl", str(tmp_path / "no" / "folder"), "./nothing"):
         with pytest.raises(UserError, match="there is no such file or folder"):
