@@ -57,7 +57,7 @@ class Keys:
         return ("response", "output") if self.response is None else (self.response,)
 
     def columns(self, present: Sequence[str]) -> list[str]:
-        """Those of a table's columns that are read; all where they make no example, so that the error names them all."""
+        """Those of a table's columns that are read; all where they make no example, for the error to name."""
         answered = any(name in present for name in self.responses)
         if self.messages in present or (answered if self.prompt in present else self.text in present):
             fields = (self.prompt, *self.responses, self.text, self.messages, FINISH_REASON)
