@@ -168,7 +168,16 @@ def _check_adapted_teacher(name: str, options: EntryOptions, configs: Mapping[st
 
 
 def _check_responses(recipe: Recipe, name: str, where: str) -> None:
-    responses = recipe.entries[name].options.responses
+    options, writer = recipe.entries[name].options, recipe.responding(name)
+    if writer is None:
+        return
+    candidates = options.search.candidates if options.search else {}
+    own = {**recipe.entries[name].config, **(options.set or {}), **candidates}
+    if "data.train" in own or "train" in (own.get("data") or {}):
+        raise UserError(
+            f"{where}: {name} has a data.train of its own and trains on {writer}.responses; leave out one of the two"
+        )
+    responses = options.responses
     if responses is None:
         return
     if recipe.teacher is None:

@@ -367,6 +367,11 @@ def load_and_check(folder: Path, values: dict[str, Any]) -> None:
         ({"methods__seqkd__responses__tensor": 2}, "seqkd.responses.tensor = 2 does not divide processes = 1"),
         ({"methods__seqkd__like": "sft"}, "seqkd has its responses from 'sft' or its own"),
         ({"methods__seqkd__responses": {}}, "prompts"),
+        ({"methods__seqkd__data": {"train": "own"}}, "data.train of its own and trains on seqkd.responses;"),
+        ({"methods__seqkd__set": {"data.train": "own"}}, "seqkd has a data.train of its own"),
+        ({"methods__seqkd__set": {"data": {"train": "own"}}}, "seqkd has a data.train of its own"),
+        ({"methods__seqkd__search": {"candidates": {"data.train": ["own"]}}}, "seqkd has a data.train of its own"),
+        ({"methods__like": {"like": "seqkd", "data": {"train": "own"}}}, "like has a .* trains on seqkd.responses;"),
     ],
 )
 def test_wrong_responses_are_told(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
