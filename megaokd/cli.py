@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from megaokd.errors import UserError
+from megaokd.exit_status import ExitStatus
 from megaokd.version import __version__
 
 # Subcommand -> (module with `main(argv)`, one line of help). Modules are imported when asked for: `megaokd --help`
@@ -32,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
-        return 0 if arguments else 2
+        return ExitStatus.FINISHED if arguments else ExitStatus.USER_ERROR
     if arguments[0] == "--version":
         print(f"megaokd {__version__}")
-        return 0
+        return ExitStatus.FINISHED
     if arguments[0] not in COMMANDS:
         print(f"megaokd: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return ExitStatus.USER_ERROR
     module = importlib.import_module(COMMANDS[arguments[0]][0])
     return run(module.main, arguments[1:])
 
@@ -49,7 +50,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
         return command(arguments)
     except UserError as error:
         print(f"megaokd: error: {error}", file=sys.stderr)
-        return 2
+        return ExitStatus.USER_ERROR
 
 
 def _usage() -> str:

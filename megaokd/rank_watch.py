@@ -18,6 +18,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from megaokd.exit_status import ExitStatus
+
 INTERVAL_S = 1.0
 TROUBLE_LIMIT_S = 4.0
 """Silence after which a rank counts as lost once a collective has failed somewhere."""
@@ -127,7 +129,7 @@ class RankWatch:
         self.say(sentence)
         if self.rank == 0:
             time.sleep(2 * INTERVAL_S)  # the others read it from a store that may be in this process
-        os._exit(1)
+        os._exit(ExitStatus.FAILED)
 
     def _read_all(self) -> Iterator[str]:
         """Rank 0: what the others' signs of life come to, each time it is asked; publishes it."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 from megaokd.config import Config, Parallel, Train
 from megaokd.config_file import load_config
 from megaokd.errors import RunError, UserError
+from megaokd.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
     from megaokd.signals import StopRequest
 
-EXIT_USER_ERROR, EXIT_FAILURE = 2, 1
-Work = Callable[["ParallelMesh", "StopRequest"], int]
-"""What a rank does; its exit status."""
+Work = Callable[["ParallelMesh", "StopRequest"], ExitStatus]
+"""What a rank does, and how it ended."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,21 +33,21 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.models.hub import fetch_models
     from megaokd.trainer import Trainer
 
-    return run_distributed(config, lambda mesh, stop: int(Trainer(fetch_models(config), mesh).fit(stop)))
+    return run_distributed(config, lambda mesh, stop: Trainer(fetch_models(config), mesh).fit(stop))
 
 
-def run_distributed(config: Config, work: Work) -> int:
+def run_distributed(config: Config, work: Work) -> ExitStatus:
     """`run_ranks` in the layout of a run and with its limits."""
     return run_ranks(config.parallel, config.train.timeout_s, config.train.lost_rank_s, work)
 
 
-def run_split(tensor: int, work: Work) -> int:
+def run_split(tensor: int, work: Work) -> ExitStatus:
     """`run_ranks` with models split over `tensor` processes and replicas on the rest, with the limits of a training."""
     defaults = Train(steps=1)
     return run_ranks(Parallel(tensor=tensor), defaults.timeout_s, defaults.lost_rank_s, work)
 
 
-def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work) -> int:
+def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work) -> ExitStatus:
     """Join the launcher's processes, do `work`, leave together; its status, or that of what it raised.
 
     After an error this process ends at once: other ranks may wait in a collective that it will never join. One of
@@ -59,7 +59,7 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
     from megaokd.rank_watch import RankWatch
     from megaokd.signals import StopRequest
 
-    status, words = EXIT_FAILURE, ""
+    status, words = ExitStatus.FAILED, ""
     watch: RankWatch | None = None
     try:
         with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
@@ -75,7 +75,7 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
         dist.destroy_process_group()
         status = outcome
     except UserError as error:
-        status, words = EXIT_USER_ERROR, str(error)
+        status, words = ExitStatus.USER_ERROR, str(error)
         print(f"{_prefix()}error: {error}", file=sys.stderr)
     except RunError as error:
         words = str(error)
@@ -85,7 +85,7 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
             watch.trouble()
         words = f"{type(error).__name__}: {error}"
         _say_failed(f"\n{traceback.format_exc()}")
-    if status in (EXIT_USER_ERROR, EXIT_FAILURE):
+    if status in (ExitStatus.USER_ERROR, ExitStatus.FAILED):
         # Other ranks may wait in a collective that this one will never join: they are told, and this one leaves without
         # the cleanup that waits for them.
         sys.stdout.flush()

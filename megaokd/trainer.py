@@ -2,7 +2,6 @@
 
 import resource
 import time
-from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from megaokd.config_file import to_dict
 from megaokd.engine.monitors import check_monitors
 from megaokd.engine.report import StepReport
 from megaokd.errors import UserError
+from megaokd.exit_status import ExitStatus
 from megaokd.export import export_student, write_export_check
 from megaokd.export_teacher import check_teacher_export, export_adapter, export_merged_teacher
 from megaokd.files import write_json
@@ -36,14 +36,6 @@ from megaokd.run import Run, build_run
 from megaokd.samples import NO_PIPELINE, TextSampler
 from megaokd.signals import StopRequest
 from megaokd.validation import check_best_metric, judge, validate
-
-
-class Outcome(IntEnum):
-    """How a run ended, as an exit status."""
-
-    FINISHED = 0
-    INTERRUPTED = 75
-    """SIGTERM: saved, to be started again (EX_TEMPFAIL; launch scripts requeue on it)."""
 
 
 class Trainer:
@@ -71,7 +63,7 @@ class Trainer:
         )
         self._cpu_seconds = 0.0  # this rank's, not yet in the state
 
-    def fit(self, stop: StopRequest) -> Outcome:
+    def fit(self, stop: StopRequest) -> ExitStatus:
         """Train to the end, or until SIGTERM or early stopping."""
         told = self._resume()
         self.watcher = build_callbacks(self.config, self.mesh, self.state.step)
@@ -84,7 +76,7 @@ class Trainer:
         try:
             outcome = self._loop(stop)
             self.profiler.close()
-            if outcome is Outcome.FINISHED:
+            if outcome is ExitStatus.FINISHED:
                 self._finish()
         except UserError:  # seen by every rank: a save under way can still be completed
             self.checkpointer.settle()
@@ -96,10 +88,10 @@ class Trainer:
     def _tell(self, text: str) -> None:
         self.watcher.on_message(text)
 
-    def _loop(self, stop: StopRequest) -> Outcome:
+    def _loop(self, stop: StopRequest) -> ExitStatus:
         if self._stop_agreed(stop):
             self.watcher.on_message(f"SIGTERM received before step {self.state.step + 1}; start again with resume=auto")
-            return Outcome.INTERRUPTED
+            return ExitStatus.INTERRUPTED
         saved_at = self.state.step
         validated_at = self.state.validated_at
         self._validate_if_due()  # one that SIGTERM left out
@@ -118,13 +110,13 @@ class Trainer:
                 self.watcher.on_message(
                     f"step {self.state.step}: SIGTERM received, checkpoint saved; start again with resume=auto"
                 )
-                return Outcome.INTERRUPTED
+                return ExitStatus.INTERRUPTED
         if self._stops_early():
             self.watcher.on_message(f"step {self.state.step}: stopped early, best {self.state.best}")
         if saved_at < self.state.step:
             self._save()
         self._tell_saved(self.checkpointer.wait())
-        return Outcome.FINISHED
+        return ExitStatus.FINISHED
 
     def _stop_agreed(self, stop: StopRequest) -> bool:
         """Whether any rank was asked to stop before the first step. One all-reduce, once a run."""

@@ -18,11 +18,10 @@ from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
 from megaokd.comparison.recipe import Recipe
 from megaokd.errors import UserError
+from megaokd.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from megaokd.comparison.work import Work
-
-INTERRUPTED = 75
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             print(write_comparison_report(collect(recipe, failures), recipe))
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 1 if failures else 0
+    return ExitStatus.FAILED if failures else ExitStatus.FINISHED
 
 
 def _run_grid(recipe: Recipe) -> dict[str, str]:
@@ -83,7 +82,7 @@ def _check_sources(work: "Work") -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     """Leave by an exception, which lets the running command save and end first."""
-    raise SystemExit(INTERRUPTED)
+    raise SystemExit(ExitStatus.INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
+from megaokd.exit_status import ExitStatus
 from megaokd.option_types import count, positive, positive_number, share
 from megaokd.train_command import run_split
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
 
-    def work(mesh: "ParallelMesh", _: "StopRequest") -> int:
+    def work(mesh: "ParallelMesh", _: "StopRequest") -> ExitStatus:
         result = evaluate(folders, data, generations, Ranks.of(mesh), **sizes)
         if mesh.is_main:
             write_report(result, options.output)
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
                 f"\nwrote {options.output}: evaluation.json, evaluation.md"
                 + (", generations.jsonl" if result.generations else "")
             )
-        return 0
+        return ExitStatus.FINISHED
 
     return run_split(options.tensor, work)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megaokd.cli import run
 from megaokd.config_file import load_config
+from megaokd.exit_status import ExitStatus
 from megaokd.train_command import run_distributed
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
 
     check_export(config, options.what, options.output)
 
-    def export(mesh: "ParallelMesh", _: "StopRequest") -> int:
+    def export(mesh: "ParallelMesh", _: "StopRequest") -> ExitStatus:
         fetched = fetch_models(config)
         text = export_checkpoint(fetched, mesh, which=options.checkpoint, what=options.what, output=options.output)
         if mesh.is_main:
             print(text)
-        return 0
+        return ExitStatus.FINISHED
 
     return run_distributed(config, export)
 

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
+from megaokd.exit_status import ExitStatus
 from megaokd.option_types import count, positive, share
 from megaokd.train_command import run_split
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
     from megaokd.signals import StopRequest
-
-
-INTERRUPTED = 75
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,13 +44,13 @@ def main(argv: Sequence[str]) -> int:
         batch=options.batch,
     )
 
-    def work(mesh: "ParallelMesh", stop: "StopRequest") -> int:
+    def work(mesh: "ParallelMesh", stop: "StopRequest") -> ExitStatus:
         def say(text: str) -> None:
             if mesh.is_main:
                 print(text, flush=True)
 
         whole = write_responses(responding, Ranks.of(mesh), say, lambda: stop.requested)
-        return 0 if whole else INTERRUPTED
+        return ExitStatus.FINISHED if whole else ExitStatus.INTERRUPTED
 
     return run_split(options.tensor, work)
 

@@ -14,7 +14,6 @@ from megaokd.comparison.entry import Search
 from megaokd.comparison.recipe import Recipe
 from megaokd.comparison.responses import responses_of
 from megaokd.comparison.work import (
-    INTERRUPTED,
     PARTS_FILE,
     CellError,
     Work,
@@ -27,6 +26,7 @@ from megaokd.comparison.work import (
     trained,
 )
 from megaokd.config_file import to_dict
+from megaokd.exit_status import ExitStatus
 from megaokd.files import write_json
 
 CHOICE_FILE = "choice.json"
@@ -111,7 +111,7 @@ class SearchRun:
                 if not trained(folder):
                     train(folder, self._config(chosen, folder), self.recipe.processes, write)
         except CellError as error:
-            if error.status == INTERRUPTED:
+            if error.status == ExitStatus.INTERRUPTED:
                 raise
             return {"value": None, "failure": str(error)}
         return {"value": _last(folder, self.options.metric), **cost(folder)}
@@ -144,6 +144,7 @@ def _last(folder: Path, metric: str) -> float:
     if not values:
         known = sorted({name for record in records if record["kind"] == "validation" for name in record if "/" in name})
         raise CellError(
-            f"search.metric: {folder / JOURNAL_FILE} has no {metric!r}; it has {', '.join(known)}", INTERRUPTED
+            f"search.metric: {folder / JOURNAL_FILE} has no {metric!r}; it has {', '.join(known)}",
+            ExitStatus.INTERRUPTED,
         )
     return float(values[-1])

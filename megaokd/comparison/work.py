@@ -10,16 +10,16 @@ import yaml
 
 from megaokd.comparison.recipe import TIMES
 from megaokd.errors import UserError
+from megaokd.exit_status import ExitStatus
 from megaokd.subcommand import run_command, shown_command
 
 PARTS_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "cell.json", "config.yaml", "output.txt", "summary.json"
-INTERRUPTED = 75
 
 
 class CellError(Exception):
     """A command ended with another status than 0; its words are the command and its last lines."""
 
-    def __init__(self, words: str, status: int = 1) -> None:
+    def __init__(self, words: str, status: int = ExitStatus.FAILED) -> None:
         super().__init__(words)
         self.status = status
 
