@@ -7,12 +7,11 @@ has memory only. The page keeps the newest measurement of each axis, so several 
 """
 
 import argparse
-import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megaokd.benchmark.allocator import allocator_setting, measuring_command
 from megaokd.option_types import positive
 
 AXES_BY_NAME = ("sequence", "vocabulary", "layers", "micro-batches", "tensor", "pipeline", "bubble", "savings")
@@ -42,8 +41,6 @@ def main(argv: Sequence[str]) -> int:
         global_batch=options.batch,
         micro_batch=1,
     )
-    settings = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
-    prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
     page = ""
     for name in options.axes:
         axis = AXES[name]
@@ -52,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
             "axis": name,
             "title": axis.title,
             "about": f"Beside what is varied: {base.title}; {axis.note}",
-            "command": f"{prefix}megaokd benchmark growth {shlex.join(argv)}",
-            "environment": describe_environment() | {"allocator": f"THP_MEM_ALLOC_ENABLE={settings}"},
+            "command": measuring_command("growth", argv),
+            "environment": describe_environment() | {"allocator": allocator_setting()},
             "points": points,
         }
         page = write_report(Path(options.output), entry)

@@ -5,13 +5,12 @@ environment; the report states it, and it holds for all rows.
 """
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaokd.benchmark.allocator import allocator_setting, measuring_command
 from megaokd.option_types import positive
 
 if TYPE_CHECKING:
@@ -28,14 +27,12 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.evaluation.environment import describe_environment
 
     torch.set_num_threads(1)
-    settings = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
     environment = describe_environment() | {
         "peers": versions(),
         "threads": "1",
-        "allocator": f"THP_MEM_ALLOC_ENABLE={settings}, the same for all rows",
+        "allocator": f"{allocator_setting()}, the same for all rows",
     }
-    prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
-    report = Report(f"{prefix}megaokd benchmark loss {shlex.join(argv)}", environment)
+    report = Report(measuring_command("loss", argv), environment)
     for table in _tables(report, options):
         report.tables.append(table)
         report.write(Path(options.output))  # what is measured is kept if the rest is interrupted

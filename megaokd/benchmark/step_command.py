@@ -6,8 +6,6 @@ models; each vocabulary but the default has a page of its own.
 """
 
 import argparse
-import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megaokd.benchmark.allocator import allocator_setting, measuring_command
 from megaokd.option_types import positive
 
 if TYPE_CHECKING:
@@ -39,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.evaluation.environment import describe_environment
 
     check_system()
-    settings = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
-    prefix = "" if settings == "unset" else f"THP_MEM_ALLOC_ENABLE={settings} "
-    allocator = f"THP_MEM_ALLOC_ENABLE={settings}, the same for all rows"
+    allocator = f"{allocator_setting()}, the same for all rows"
     about = {"peers": _versions(), "threads": "1", "allocator": allocator}
     about["clock"] = "seconds of the process" if options.clock == "cpu" else "wall"
     torch.set_num_threads(1)
@@ -62,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         compare_values(found)
         comparison = {
             "vocab": pair.vocab,
-            "command": f"{prefix}megaokd benchmark step {shlex.join(argv)}",
+            "command": measuring_command("step", argv),
             "environment": describe_environment() | about,
             **summarize(world, variants, found, peaks),
         }

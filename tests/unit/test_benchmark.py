@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megaokd.benchmark import peers
+from megaokd.benchmark.allocator import allocator_setting, measuring_command
 from megaokd.benchmark.dense import dense_joint
 from megaokd.benchmark.logits import by_autograd, ours
 from megaokd.benchmark.measure import Call, Row, agreeing, measure, peak_bytes
@@ -87,3 +88,15 @@ def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     present, absent = peers.load_peers()
     assert not present
     assert absent["somebody"] == "ModuleNotFoundError: nothing here"
+
+
+def test_a_page_repeats_the_setting_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--output", "two words"]
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert allocator_setting() == "THP_MEM_ALLOC_ENABLE=unset"
+    assert measuring_command("loss", arguments) == "megaokd benchmark loss --output 'two words'"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    assert allocator_setting() == "THP_MEM_ALLOC_ENABLE=1"
+    assert measuring_command("loss", arguments) == (
+        "THP_MEM_ALLOC_ENABLE=1 megaokd benchmark loss --output 'two words'"
+    )
