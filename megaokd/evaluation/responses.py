@@ -13,7 +13,7 @@ was never interrupted, in whatever layout it goes on.
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,8 @@ class Cost:
     """Of the responses that are there; starting and loading are left out, and of a killed call its last block."""
 
     responses: int = 0
+    cut: int = 0
+    """Of them, those that did not end within `max_new_tokens`."""
     tokens: int = 0
     """With those that end a response."""
     seconds: float = 0.0
@@ -97,22 +99,24 @@ def write_responses(
     for start in range(cost.responses, len(prompts), block):
         chosen = prompts[start : start + block]
         started, cpu_started = time.perf_counter(), time.process_time()
-        lines, tokens = _respond(decoder, tokenizer, chosen, work, ranks)
+        records, tokens = _respond(decoder, tokenizer, chosen, work, ranks)
         cost = Cost(
             responses=start + len(chosen),
+            cut=cost.cut + _num_cut(records),
             tokens=cost.tokens + tokens,
             seconds=cost.seconds + time.perf_counter() - started,
             cpu_seconds=cost.cpu_seconds + ranks.total(time.process_time() - cpu_started),
         )
-        from_main(lambda lines=lines, cost=cost: _append(work, lines, cost))  # type: ignore[misc]  # bound now
+        from_main(lambda records=records, cost=cost: _append(work, records, cost))  # type: ignore[misc]  # bound now
         say(f"{work.output}: {cost.responses} of {len(prompts)} responses")
         if cost.responses < len(prompts) and ranks.total(float(stopped())):
             say("interrupted; the same command goes on here")
             return False
     say(f"{work.output}: {cost.tokens:,} tokens in {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} CPU seconds")
-    cut = from_main(lambda: _finish(work))
-    if cut:
-        say(f"{work.output}: {cut} of {len(prompts)} responses did not end within {work.options.max_new_tokens} tokens")
+    from_main(lambda: _finish(work))
+    if cost.cut:
+        limit = work.options.max_new_tokens
+        say(f"{work.output}: {cost.cut} of {len(prompts)} responses did not end within {limit} tokens")
     return True
 
 
@@ -130,8 +134,8 @@ def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: 
 
 def _respond(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], work: Responding, ranks: Ranks
-) -> tuple[list[str], int]:
-    """The lines of the output, and how many tokens they are."""
+) -> tuple[list[dict[str, str]], int]:
+    """The records of the output, and how many tokens they are."""
     eos_id = int(tokenizer.eos_token_id)
     rows = continue_prompts(
         decoder,
@@ -143,11 +147,15 @@ def _respond(
         streams=[prompt.line for prompt in prompts],
     )
     texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
-    records = (
+    records = [
         {"prompt": prompt.text, "output": text, FINISH_REASON: "stop" if row[-1:] == [eos_id] else CUT}
         for prompt, text, row in zip(prompts, texts, rows, strict=True)
-    )
-    return [json.dumps(record, ensure_ascii=False) for record in records], sum(map(len, rows))
+    ]
+    return records, sum(map(len, rows))
+
+
+def _num_cut(records: Iterable[Mapping[str, str]]) -> int:
+    return sum(record[FINISH_REASON] == CUT for record in records)
 
 
 def _partial(work: Responding) -> Path:
@@ -172,27 +180,27 @@ def _begin(work: Responding) -> Cost:
                 f"{partial} was begun with another model, other prompts or other options; delete it and "
                 f"{identity.name}, or repeat that command"
             )
-        return replace(Cost(**begun["cost"]), responses=drop_torn_line(partial).count(b"\n"))
+        lines = drop_torn_line(partial).splitlines()
+        # Counted, not read: a kill may have come between the last lines and their account.
+        return replace(Cost(**begun["cost"]), responses=len(lines), cut=_num_cut(map(json.loads, lines)))
     work.output.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
     write_json(identity, {"made_from": wanted, "cost": asdict(Cost())})
     return Cost()
 
 
-def _append(work: Responding, lines: Sequence[str], cost: Cost) -> None:
+def _append(work: Responding, records: Sequence[Mapping[str, str]], cost: Cost) -> None:
     with _partial(work).open("a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
+        file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
     identity = _identity(work)
     write_json(identity, {**json.loads(identity.read_text(encoding="utf-8")), "cost": asdict(cost)})
 
 
-def _finish(work: Responding) -> int:
-    """Give the file its name; how many responses in it were cut."""
+def _finish(work: Responding) -> None:
+    """Give the file its name."""
     write_json(cost_file(work.output), json.loads(_identity(work).read_text(encoding="utf-8")))
     _partial(work).replace(work.output)
     _identity(work).unlink()
     sync_folder(work.output.parent)
-    with work.output.open(encoding="utf-8") as file:
-        return sum(json.loads(line).get(FINISH_REASON) == CUT for line in file)

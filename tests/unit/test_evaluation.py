@@ -381,7 +381,7 @@ def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
         assert said[-1].endswith(f"{cut} of 9 responses did not end within 10 tokens")
         assert any("1 prompts of 10 are empty or too long" in line for line in said)
         cost = json.loads((tmp_path / "whole.jsonl.json").read_text())["cost"]
-        assert cost["responses"] == 9
+        assert (cost["responses"], cost["cut"]) == (9, cut)
         assert 9 < cost["tokens"] <= 90
         assert cost["seconds"] > 0
         with pytest.raises(UserError, match="exists already"):
@@ -394,6 +394,12 @@ def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
         assert partial.read_bytes() == b"".join(expected.splitlines(keepends=True)[:3])
         with partial.open("ab") as file:
             file.write(b'{"prompt": "to')
+        # As if the kill had come before the account of these lines, which count all the same.
+        account = tmp_path / "killed.jsonl.partial.json"
+        begun = json.loads(account.read_text())
+        assert begun["cost"]["cut"] > 0
+        begun["cost"] |= {"responses": 0, "cut": 0}
+        account.write_text(json.dumps(begun))
         patch.setattr(responses, "continue_prompts", continue_prompts)
         other = generation.GenerationOptions(max_new_tokens=10, seed=6)
         with pytest.raises(UserError, match="begun with another model, other prompts or other options"):
@@ -401,9 +407,10 @@ def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
         assert not write_responses(responding("killed.jsonl"), RANKS, said.append, lambda: True)
         assert write_responses(responding("killed.jsonl", batch=2), RANKS, said.append)
         assert any("6 of 9 responses are there" in line for line in said)
+        assert said[-1].endswith(f"{cut} of 9 responses did not end within 10 tokens")
     assert (tmp_path / "killed.jsonl").read_bytes() == expected
     resumed = json.loads((tmp_path / "killed.jsonl.json").read_text())["cost"]
-    assert (resumed["responses"], resumed["tokens"]) == (9, cost["tokens"])
+    assert all(resumed[name] == cost[name] for name in ("responses", "cut", "tokens"))
     assert resumed["cpu_seconds"] > 0
     assert not list(tmp_path.glob("*.partial*"))
 
