@@ -15,7 +15,9 @@ rest follows from reading the code, and is not measured:
                   not       p T V logits of each model and as much for the gradient of each that learns, and 4 V D
     buffers       of the pipeline: room for every micro-batch's hidden states and gradients
     writing       keys and values of a replica's rows while the student writes responses (`train.on_policy`)
-    reduction     DeepSpeed's bucket, twice, and three times the owned share of the gradients in the update
+    reduction     beside the gradients DeepSpeed's bucket and, where it is filled more than once, the owned share that
+                  is already reduced; in the update, when only that share is left, four times it: as it comes, flat,
+                  and two steps of Adam's
 """
 
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ class RankMemory:
     loss: int
     buffers: int
     reduction: int
+    """Of reduction and update, what is more than `gradients`."""
     writing: int = 0
 
     @property
@@ -73,7 +76,7 @@ def rank_memory(setting: Setting, pipeline_rank: int) -> RankMemory:
         activations=_activations(setting, pipeline_rank),
         loss=loss_memory(setting, fused=setting.config.objective.fused) if is_last else 0,
         buffers=_pipeline_buffers(setting, pipeline_rank),
-        reduction=FP32 * (bucket + min(bucket, trained) + 3 * owned),
+        reduction=FP32 * max(bucket + (owned if bucket < trained else 0), 4 * owned - trained),
         writing=writing_memory(setting),
     )
 

@@ -107,7 +107,7 @@ def test_the_reduction_buffer_is_no_larger_than_what_is_reduced() -> None:
     memory = rank_memory(make_setting(config, models, 64, loss_share=1.0), 0)
     trained = memory.weights // 4
     assert trained < DEEPSPEED_BUCKET
-    assert memory.reduction == 4 * (2 * trained + 3 * -(-trained // 64))
+    assert memory.reduction == 4 * trained  # of 64 replicas each owns little
 
 
 def test_one_gpu_computes_at_the_assumed_rate() -> None:

@@ -41,7 +41,7 @@ def _kept_by(
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storages.update(storages_of(tensor))
-        return tensor
+        return tensor.detach()  # with its history, an operation that keeps its own result would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(precision, device):
         model(inputs, places)
