@@ -12,12 +12,12 @@ from megaokd.config import Config, Parallel, Train
 from megaokd.config_file import load_config
 from megaokd.errors import RunError, UserError
 from megaokd.exit_status import ExitStatus
+from megaokd.signals import StopRequest
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
-    from megaokd.signals import StopRequest
 
-Work = Callable[["ParallelMesh", "StopRequest"], ExitStatus]
+Work = Callable[["ParallelMesh"], ExitStatus]
 """What a rank does, and how it ended."""
 
 
@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.models.hub import fetch_models
     from megaokd.trainer import Trainer
 
-    return run_distributed(config, lambda mesh, stop: Trainer(fetch_models(config), mesh).fit(stop))
+    with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
+        return run_distributed(config, lambda mesh: Trainer(fetch_models(config), mesh).fit(stop))
 
 
 def run_distributed(config: Config, work: Work) -> ExitStatus:
@@ -51,22 +52,21 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
     """Join the launcher's processes, do `work`, leave together; its status, or that of what it raised.
 
     After an error this process ends at once: other ranks may wait in a collective that it will never join. One of
-    several processes does not return either: it has run the exit functions, and ends (`_leave`).
+    several processes does not return either: it has run the exit functions, and ends (`_leave`). SIGTERM ends each of
+    them at once, unless the caller's `StopRequest` takes it as a request.
     """
     import torch.distributed as dist
 
     from megaokd.mesh import build_mesh, start_distributed
     from megaokd.rank_watch import RankWatch
-    from megaokd.signals import StopRequest
 
     status, words = ExitStatus.FAILED, ""
     watch: RankWatch | None = None
     try:
-        with StopRequest() as stop:  # from here on, so that a signal while models load is not lost
-            device = start_distributed(timeout_s)
-            watch = RankWatch.start(lost_rank_s, _say_failed)
-            mesh = build_mesh(parallel, device, timeout_s)
-            outcome = work(mesh, stop)
+        device = start_distributed(timeout_s)
+        watch = RankWatch.start(lost_rank_s, _say_failed)
+        mesh = build_mesh(parallel, device, timeout_s)
+        outcome = work(mesh)
         if watch is not None:
             watch.finishing()
         dist.barrier()

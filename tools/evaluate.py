@@ -1,7 +1,8 @@
 """`megaokd evaluate`: cross-entropy, divergence to a teacher and ROUGE-L of a Hugging Face model folder.
 
 Under a launcher or without one: each model is split over --tensor processes, and what is left of the processes shares
-the data. Writes evaluation.json, evaluation.md and generations.jsonl.
+the data. Writes evaluation.json, evaluation.md and generations.jsonl when all is measured; SIGTERM ends it before that
+without a result.
 """
 
 import argparse
@@ -16,7 +17,6 @@ from megaokd.train_command import run_split
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
-    from megaokd.signals import StopRequest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
 
-    def work(mesh: "ParallelMesh", _: "StopRequest") -> ExitStatus:
+    def work(mesh: "ParallelMesh") -> ExitStatus:
         result = evaluate(folders, data, generations, Ranks.of(mesh), **sizes)
         if mesh.is_main:
             write_report(result, options.output)

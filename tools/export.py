@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from megaokd.cli import run
 from megaokd.config_file import load_config
 from megaokd.exit_status import ExitStatus
+from megaokd.signals import StopRequest
 from megaokd.train_command import run_distributed
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
-    from megaokd.signals import StopRequest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,14 +29,15 @@ def main(argv: Sequence[str]) -> int:
 
     check_export(config, options.what, options.output)
 
-    def export(mesh: "ParallelMesh", _: "StopRequest") -> ExitStatus:
+    def export(mesh: "ParallelMesh") -> ExitStatus:
         fetched = fetch_models(config)
         text = export_checkpoint(fetched, mesh, which=options.checkpoint, what=options.what, output=options.output)
         if mesh.is_main:
             print(text)
         return ExitStatus.FINISHED
 
-    return run_distributed(config, export)
+    with StopRequest():  # nobody asks it: half of a folder would be of no use
+        return run_distributed(config, export)
 
 
 def _parser() -> argparse.ArgumentParser:

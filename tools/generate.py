@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from megaokd.cli import run
 from megaokd.exit_status import ExitStatus
 from megaokd.option_types import count, positive, share
+from megaokd.signals import StopRequest
 from megaokd.train_command import run_split
 
 if TYPE_CHECKING:
     from megaokd.mesh import ParallelMesh
-    from megaokd.signals import StopRequest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         batch=options.batch,
     )
 
-    def work(mesh: "ParallelMesh", stop: "StopRequest") -> ExitStatus:
+    def work(mesh: "ParallelMesh", stop: StopRequest) -> ExitStatus:
         def say(text: str) -> None:
             if mesh.is_main:
                 print(text, flush=True)
@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
         whole = write_responses(responding, Ranks.of(mesh), say, lambda: stop.requested)
         return ExitStatus.FINISHED if whole else ExitStatus.INTERRUPTED
 
-    return run_split(options.tensor, work)
+    with StopRequest() as stop:
+        return run_split(options.tensor, lambda mesh: work(mesh, stop))
 
 
 def _parser() -> argparse.ArgumentParser:

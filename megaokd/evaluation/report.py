@@ -9,22 +9,25 @@ from typing import Any
 from megaokd.evaluation.environment import describe_environment, environment_lines
 from megaokd.evaluation.evaluate import Evaluation, Generation
 from megaokd.evaluation.token_metrics import TokenMetrics
+from megaokd.files import write_json, write_whole
 
 RESULT_FILE = "evaluation.json"
 GENERATIONS_FILE = "generations.jsonl"
 
 
 def write_report(result: Evaluation, folder: str | Path) -> None:
-    """Write the three files into `folder`, made if needed; generations.jsonl only where there are any."""
+    """Write the three files into `folder`, made if needed; generations.jsonl only where there are any.
+
+    Each is written whole or not at all, evaluation.json last: where it stands, the others do.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment()
-    values = {**as_dict(result), "environment": environment}
-    (folder / RESULT_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    (folder / "evaluation.md").write_text(markdown(result, environment), encoding="utf-8")
     if result.generations:
         lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in result.generations]
-        (folder / GENERATIONS_FILE).write_text("".join(lines), encoding="utf-8")
+        write_whole(folder / GENERATIONS_FILE, "".join(lines))
+    write_whole(folder / "evaluation.md", markdown(result, environment))
+    write_json(folder / RESULT_FILE, {**as_dict(result), "environment": environment})
 
 
 def as_dict(result: Evaluation) -> dict[str, Any]:

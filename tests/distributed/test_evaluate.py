@@ -1,6 +1,8 @@
 """`megaokd evaluate` in several layouts gives what one process gives, through the command that a user types."""
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from megaokd.data.dataset import TokenDataset
-from tests.support.launch import forked, must, torchrun
+from tests.support.launch import forked, must, start_ranks, torchrun
 from tests.support.tiny import TEACHER, TinyWorld, run
 
 pytestmark = pytest.mark.slow
@@ -96,3 +98,36 @@ def test_responses_are_those_of_one_process_and_become_data(tiny_world: TinyWorl
     data = tmp_path / "data"
     run("preprocess", "--input", tmp_path / "one.jsonl", "--tokenizer", tiny_world.teacher, "--output", data)
     assert len(TokenDataset(data)) == len(lines)
+
+
+def test_sigterm_ends_an_evaluation(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """At once, in the middle of what may take hours, with no result; the rank that is left ends by itself."""
+    program, report = tmp_path / "endless.py", tmp_path / "report"
+    program.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from megaokd.evaluation import evaluate\n"
+        "from megaokd.tools.evaluate import main\n"
+        "measure = evaluate.measure_tokens\n"
+        "def measure_again_and_again(*arguments, **options):\n"
+        "    Path(__file__).with_name('rank' + os.environ['RANK']).touch()\n"
+        "    while True:\n"
+        "        measure(*arguments, **options)\n"
+        "evaluate.measure_tokens = measure_again_and_again\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    ranks = start_ranks(2, program, "--model", tiny_world.student, "--data", tiny_world.validation, "--output", report)
+    try:
+        deadline = time.monotonic() + 120
+        while not all((tmp_path / f"rank{rank}").exists() for rank in range(2)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGTERM)
+        assert ranks[1].wait(30) == -signal.SIGTERM
+        _, words = ranks[0].communicate(timeout=60)
+        assert ranks[0].returncode == 1
+        assert "rank 1" in words
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert not report.exists()

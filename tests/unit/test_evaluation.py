@@ -1,6 +1,7 @@
 """Evaluation of a Hugging Face folder against `transformers`, on tiny random Llama models."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -263,6 +264,16 @@ def test_report_holds_the_measures_and_the_generations(tmp_path: Path) -> None:
     assert [set(line) for line in lines] == [{"prompt", "references", "generation", "seed"}] * 10
     assert [line["seed"] for line in lines] == [0] * 5 + [1] * 5
     assert "forward KL" in (tmp_path / "report/evaluation.md").read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_report(result, tmp_path / "full")
+    names = {path.name for path in (tmp_path / "full").iterdir()}
+    assert names == {"generations.jsonl.new"}, "evaluation.json is the last, and none has its name before it is whole"
 
 
 def test_the_adapted_teacher_is_measured_from_its_adapter(tmp_path: Path) -> None:
