@@ -1,11 +1,13 @@
 """The benchmark of a step: who disagrees gets no ratio, targets are judged, phases add up to the step."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from megaokd.benchmark.step.contenders import (
@@ -24,6 +26,7 @@ from megaokd.benchmark.step.ours import Variant
 from megaokd.benchmark.step.phases import PHASES
 from megaokd.benchmark.step.report import write_report
 from megaokd.benchmark.step.results import summarize, targets
+from megaokd.benchmark.step.user_loop import gradient_norm
 from megaokd.benchmark.step.worker import Contender, Measured, Worker
 from megaokd.benchmark.step.world import ModelSize, Pair, World, build_world, llama_config
 from megaokd.benchmark.step_command import main
@@ -74,7 +77,7 @@ def test_targets() -> None:
         CACHED: row(1.1, 40),
         TRL: {"refused": "no"},
     }
-    found = {one["text"]: (one["value"], one["met"]) for one in targets(rows)}
+    found = {one["text"]: (one["value"], one["met"]) for one in targets(rows, reference=True)}
     assert found == {
         "time of OKD, top eighth / plain distillation, over the ratio of FLOPs": (pytest.approx(1.0), True),
         "time of OKD, top eighth / plain distillation": (pytest.approx(1.2), True),
@@ -84,7 +87,25 @@ def test_targets() -> None:
         "peak memory of the process of plain distillation / transformers, plain distillation": (1.0, False),
         "data's largest share of a step": (pytest.approx(0.01), True),
     }
-    assert [one["best"] for one in targets(rows) if "best" in one] == [pytest.approx(1.5), 0.5]
+    assert [one["best"] for one in targets(rows, reference=True) if "best" in one] == [pytest.approx(1.5), 0.5]
+    elsewhere = {one["text"] for one in targets(rows, reference=False)}
+    assert set(found) - elsewhere == {
+        "time of OKD, top eighth / plain distillation",
+        "time of OKD, top eighth, cached / plain distillation",
+    }
+
+
+def test_the_reference_pair() -> None:
+    assert Pair(global_batch=4).is_reference
+    assert not Pair(vocab=32000).is_reference
+
+
+def test_a_user_s_norms_are_compared_as_exactly_as_ours() -> None:
+    """Of a large head's gradient torch's own sum, in fp32, is off by 1e-4."""
+    weight = nn.Parameter(torch.zeros(6_000_000))
+    weight.grad = torch.full_like(weight, 1e-3)
+    weight.grad[::2] = 3e-3
+    assert gradient_norm([weight]) == pytest.approx(math.sqrt(3e6 * (1e-6 + 9e-6)), rel=1e-6)
 
 
 @pytest.mark.parametrize(
