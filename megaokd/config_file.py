@@ -18,6 +18,8 @@ from megaokd.methods import METHODS, apply_method, forget_decided
 
 KeyPath = tuple[str, ...]
 Checked = TypeVar("Checked")
+_MERGE = "tag:yaml.org,2002:merge"
+"""The key `<<`, which a mapping may have several of."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +47,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """The values of a file of sections, and of each key the file and the line.
 
     Raises:
-        UserError: a missing or malformed file.
+        UserError: a missing or malformed file, a key that stands twice.
     """
     path = Path(path)
     try:
@@ -61,8 +63,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections (data, train, ...), found {type(values).__name__}")
-    origins = {key: f"{path}:{line}" for key, line in _key_lines(node).items()}
-    return values, origins
+    return values, _key_origins(path, node)
 
 
 def check_values(cls: type[Checked], values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> Checked:
@@ -119,14 +120,19 @@ def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath
     origins[parts] = f"override {override!r}"
 
 
-def _key_lines(node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, int]:
-    lines: dict[KeyPath, int] = {}
+def _key_origins(file: Path, node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, str]:
+    origins: dict[KeyPath, str] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = (*prefix, str(key.value))
-            lines[path] = key.start_mark.line + 1
-            lines.update(_key_lines(value, path))
-    return lines
+            origin = f"{file}:{key.start_mark.line + 1}"
+            if path in origins and key.tag != _MERGE:  # PyYAML would take the last one without a word
+                raise UserError(
+                    f"{origin}: the key {'.'.join(path)!r} is there already, at {origins[path]}; leave out one"
+                )
+            origins[path] = origin
+            origins.update(_key_origins(file, value, path))
+    return origins
 
 
 def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> Config:

@@ -7,7 +7,7 @@ import pytest
 
 from megaokd import terms
 from megaokd.config import Objective
-from megaokd.config_file import load_config, parse_config, to_dict
+from megaokd.config_file import load_config, parse_config, read_yaml, to_dict
 from megaokd.distill.objective import Terms
 from megaokd.errors import UserError
 from megaokd.kernels import Term
@@ -155,6 +155,17 @@ def test_of_a_key_with_several_forms_only_the_form_that_was_meant_is_told(
         load_config(path, [override])
     assert str(error.value).endswith(expected)
     assert str(error.value).count("override") == 1, "one problem, one sentence"
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path: Path) -> None:
+    """In one section; several `<<` are no such thing, nor a key over one that is merged."""
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\n  steps: 3\n  seed: 1\n  steps: 4\n")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}:4: the key 'train.steps' is there already, at {path}:2; leave out one"
+    path.write_text("a: &a {steps: 3}\nb: &b {seed: 5}\ntrain:\n  <<: *a\n  <<: *b\n  steps: 4\n")
+    assert read_yaml(path)[0]["train"] == {"steps": 4, "seed": 5}
 
 
 def test_missing_file(tmp_path: Path) -> None:
