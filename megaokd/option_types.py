@@ -1,10 +1,13 @@
 """Numbers on a command line, for argparse's `type`: a wrong one ends the command with its option and what is wrong.
 
-And steps, START:STOP, of a configuration.
+And steps, START:STOP, of a configuration; names of sets of prompts.
 """
 
 import argparse
 import re
+
+SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What a set of prompts may be called: a part of a file's name."""
 
 
 def count(text: str) -> int:

@@ -1,18 +1,21 @@
 """`megaokd evaluate`: cross-entropy, divergence to a teacher and ROUGE-L of a Hugging Face model folder.
 
 Under a launcher or without one: each model is split over --tensor processes, and what is left of the processes shares
-the data. Writes evaluation.json, evaluation.md and generations.jsonl when all is measured; SIGTERM ends it before that
-without a result.
+the data. Writes evaluation.json, evaluation.md and generations.jsonl, or generations.NAME.jsonl of each of several sets
+of prompts, when all is measured; SIGTERM ends it before that without a result.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaokd.cli import run
+from megaokd.errors import UserError
 from megaokd.exit_status import ExitStatus
-from megaokd.option_types import count, positive, positive_number, share
+from megaokd.option_types import SET_NAME, count, positive, positive_number, share
 from megaokd.train_command import run_split
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.data.dataset import TokenDataset
     from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
     from megaokd.evaluation.ranks import Ranks
-    from megaokd.evaluation.report import summary, write_report
+    from megaokd.evaluation.report import generation_files, summary, write_report
 
     disable_progress_bar()
     data = TokenDataset(options.data)
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     generations = GenerationOptions(
         count=options.generate,
         max_new_tokens=options.max_new_tokens,
-        prompts=options.prompts,
+        prompts=prompt_files(options.prompts),
         seeds=options.seeds,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -54,13 +57,32 @@ def main(argv: Sequence[str]) -> int:
         if mesh.is_main:
             write_report(result, options.output)
             print(summary(result))
-            print(
-                f"\nwrote {options.output}: evaluation.json, evaluation.md"
-                + (", generations.jsonl" if result.generations else "")
-            )
+            files = ["evaluation.json", "evaluation.md", *generation_files(result)]
+            print(f"\nwrote {options.output}: {', '.join(files)}")
         return ExitStatus.FINISHED
 
     return run_split(options.tensor, work)
+
+
+def prompt_files(words: Sequence[str] | None) -> str | dict[str, str] | None:
+    """The words of --prompts: one file, or NAME=FILE of each set.
+
+    Raises:
+        UserError: a file without a name beside others, a name that is none or is there twice.
+    """
+    if words is None:
+        return None
+    if len(words) == 1 and ("=" not in words[0] or Path(words[0]).exists()):
+        return words[0]
+    files: dict[str, str] = {}
+    for word in words:
+        name, _, file = word.partition("=")
+        if not file or not re.match(SET_NAME, name):
+            raise UserError(f"--prompts {word}: of several files each is NAME=FILE; letters, digits, '_', '-', '.'")
+        if name in files:
+            raise UserError(f"--prompts {word}: there are two sets {name!r}; give one of them another name")
+        files[name] = file
+    return files
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", help="Hugging Face folder of the teacher, for the divergences to it")
     parser.add_argument("--adapted-teacher", help="the moved teacher: a model folder, or the adapter that a run leaves")
     parser.add_argument("--generate", type=count, default=0, metavar="N", help="prompts to continue (default: none)")
-    parser.add_argument("--prompts", metavar="FILE.jsonl", help="prompts with references, instead of the data set's")
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        metavar="[NAME=]FILE.jsonl",
+        help="prompts with references, instead of the data set's; several files, each with the name of its set",
+    )
     parser.add_argument("--seeds", type=count, default=0, metavar="N", help="sample with N seeds (default: greedy)")
     parser.add_argument(
         "--temperature", type=positive_number, default=1.0, metavar="T", help="of sampling (default: 1)"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megaokd.comparison.results import HIGHER_IS_BETTER, MEASURES, Curve, MethodResult, Results
+from megaokd.comparison.results import MEASURES, Curve, MethodResult, Results, higher_is_better, kind_of
 from megaokd.comparison.toy import ToyFit, original, positions
 
 FIGURES = {
@@ -53,7 +53,7 @@ def draw_figures(results: Results, time: str, folder: Path) -> list[str]:
         path = folder / name
         path.unlink(missing_ok=True)
         curves = _CURVES.get(name)
-        shown = _draw_curves(figure, methods, *curves) if curves else _draw_quality(figure, methods, time)
+        shown = _draw_curves(figure, methods, *curves) if curves else _draw_quality(figure, results, time)
         if shown:
             figure.savefig(path, dpi=120)
             drawn.append(name)
@@ -78,16 +78,21 @@ def draw_toy(fits: Sequence[ToyFit], folder: Path) -> None:
     figure.savefig(folder / TOY_FIGURE, dpi=120)
 
 
-def _draw_quality(figure: Any, methods: Sequence[MethodResult], time: str) -> bool:
+def _draw_quality(figure: Any, results: Results, time: str) -> bool:
+    methods = results.methods
     shown = [
-        key for key in ("cross_entropy", "forward_kl", "rouge_l") if any(key in method.measures for method in methods)
+        key
+        for key in results.measures
+        if kind_of(key) in ("cross_entropy", "forward_kl", "rouge_l")
+        and any(key in method.measures for method in methods)
     ]
     if not shown:
         return False
+    figure.set_figwidth(max(9, 3 * len(shown)))
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for key, axis in zip(shown, axes, strict=True):
         _draw_methods(axis, methods, key, time)
-        axis.set(xlabel=MEASURES[time], ylabel=MEASURES[key])
+        axis.set(xlabel=MEASURES[time], ylabel=results.measures[key])
     _legend(figure, axes[0])
     return True
 
@@ -105,7 +110,7 @@ def _draw_methods(axis: Any, methods: Sequence[MethodResult], key: str, time: st
         if writing is not None:
             axis.scatter(seconds.mean + writing, values.mean, s=60, facecolors="none", edgecolors=color, marker=marker)
         means[method.name] = values.mean
-    outside = _cut(axis, means, higher=key in HIGHER_IS_BETTER)
+    outside = _cut(axis, means, higher=higher_is_better(key))
     if outside:
         axis.set_title("\n".join(f"outside: {name}, {means[name]:.2f}" for name in outside), fontsize="small")
 

@@ -15,6 +15,7 @@ from megaokd.comparison.entry import OPTION_KEYS, Entry, EntryOptions
 from megaokd.config import NonNegative, Positive, PositiveFloat
 from megaokd.config_file import KeyPath, set_value, split_key
 from megaokd.methods import METHODS
+from megaokd.option_types import SET_NAME
 
 _STRICT = ConfigDict(extra="forbid")
 TIMES = {"wall": "training_seconds", "cpu": "training_cpu_seconds"}
@@ -30,8 +31,8 @@ class EvaluationOptions:
     generate: NonNegative = 0
     """Prompts to continue; 0: no ROUGE-L."""
     max_new_tokens: Positive = 64
-    prompts: str | None = None
-    """JSONL of prompts and references instead of the data set's own."""
+    prompts: str | Annotated[dict[Annotated[str, Field(pattern=SET_NAME)], str], Field(min_length=1)] | None = None
+    """JSONL of prompts and references instead of the data set's own; or name -> such a file, for several sets."""
     seeds: NonNegative = 0
     """Sampled generations of each prompt; 0: one greedy generation."""
     temperature: PositiveFloat = 1.0
@@ -43,9 +44,19 @@ class EvaluationOptions:
 
     def arguments(self) -> list[str]:
         """For the command line of `megaokd evaluate`."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None]
-        return [word for pair in words for word in pair]
+        words: list[str] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values = [f"{name}={file}" for name, file in value.items()] if isinstance(value, dict) else [str(value)]
+            words += [] if value is None else [f"--{field.name.replace('_', '-')}", *values]
+        return words
+
+    @property
+    def prompt_files(self) -> list[str]:
+        """What `prompts` names, where anything is generated."""
+        if self.prompts is None or self.generate == 0:
+            return []
+        return [self.prompts] if isinstance(self.prompts, str) else list(self.prompts.values())
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -24,12 +24,31 @@ MEASURES = {
     "training_seconds": "training seconds",
     "training_cpu_seconds": "training CPU seconds",
 }
-HIGHER_IS_BETTER = {"top1_agreement", "rouge_l"}
-"""Of all other measures the lowest is the best."""
 ADAPTED = ("forward_kl", "reverse_kl", "top1_agreement")
 """Measured against the adapted teacher as well."""
 Curve = dict[int, float]
 """Step -> value."""
+
+
+def measures_of(recipe: Recipe) -> dict[str, str]:
+    """`MEASURES`; of several sets of prompts each has its own ROUGE-L, with the set's name behind key and column."""
+    sets = recipe.evaluation.prompts
+    if not isinstance(sets, dict):
+        return MEASURES
+    measures: dict[str, str] = {}
+    for key, column in MEASURES.items():
+        measures |= {f"{key} {name}": f"{column} {name}" for name in sets} if key == "rouge_l" else {key: column}
+    return measures
+
+
+def kind_of(key: str) -> str:
+    """The key in `MEASURES` of a measure: without the name of a set."""
+    return key.partition(" ")[0]
+
+
+def higher_is_better(key: str) -> bool:
+    """Of all other measures the lowest is the best."""
+    return kind_of(key) in ("top1_agreement", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,8 @@ class Results:
     """Cell -> its command and last lines."""
     evaluation: dict[str, Any]
     """Of one cell, for what all share; empty where none is finished."""
+    measures: Mapping[str, str] = field(default_factory=lambda: MEASURES)
+    """Those of the tables, key -> column."""
     searches: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """Method -> its choice.json."""
 
@@ -109,6 +130,7 @@ def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
         environments=[evaluation["environment"] for evaluation in evaluations],
         failures=failures,
         evaluation=evaluations[0] if evaluations else {},
+        measures=measures_of(recipe),
         searches={
             name: read_choice(recipe, name)
             for name, entry in recipe.entries.items()
@@ -118,7 +140,7 @@ def collect(recipe: Recipe, failures: Mapping[str, str]) -> Results:
 
 
 def _method(recipe: Recipe, name: str, results: Mapping["Cell", dict[str, Any]]) -> MethodResult:
-    measured = [{**result["evaluation"], **result} for result in results.values()]
+    measured = [{**result["evaluation"], **_of_sets(result["evaluation"]), **result} for result in results.values()]
     adapted = [result["evaluation"]["adapted"] or {} for result in results.values()]
     logs = [_curves(cell) for cell in results]
     responses = responses_of(recipe, name)
@@ -126,11 +148,17 @@ def _method(recipe: Recipe, name: str, results: Mapping["Cell", dict[str, Any]])
         name=name,
         seeds=tuple(cell.seed for cell in results),
         steps=tuple(result["steps"] for result in results.values()),
-        measures=_present(measured, tuple(MEASURES)),
+        measures=_present(measured, tuple(measures_of(recipe))),
         adapted=_present(adapted, ADAPTED),
         curves={key: [log[key] for log in logs if key in log] for key in {key for log in logs for key in log}},
         written=responses.cost() if responses is not None and responses.finished else None,
     )
+
+
+def _of_sets(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Measures of each set of prompts, by their keys."""
+    sets = evaluation.get("sets", {})  # evaluations of earlier versions have none
+    return {f"{key} {name}": value for name, texts in sets.items() for key, value in texts.items()}
 
 
 def _present(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Measured]:

@@ -17,10 +17,10 @@ _TIME_WORDS = {
 
 def result_tables(results: Results, reference: str | None = None, time: str = TIMES["wall"]) -> dict[str, Table]:
     """Heading -> what the students came to, by the training time `time`; the first one holds every method."""
-    tables = {"Students, against the original teacher": _table(results.methods, time)}
+    tables = {"Students, against the original teacher": _table(results, time)}
     other = next((method for method in results.methods if method.name == reference and method.seeds), None)
     if other is not None:
-        tables[f"Differences to {other.name}, seed by seed"] = _differences(results.methods, other)
+        tables[f"Differences to {other.name}, seed by seed"] = _differences(results, other)
     adapted = [method for method in results.methods if method.adapted]
     if adapted:
         rows = [(method.name, *(_cell(method.adapted.get(key), key) for key in ADAPTED)) for method in adapted]
@@ -28,18 +28,18 @@ def result_tables(results: Results, reference: str | None = None, time: str = TI
     return tables
 
 
-def _differences(methods: list[MethodResult], reference: MethodResult) -> Table:
+def _differences(results: Results, reference: MethodResult) -> Table:
     """Means over the seeds that both have: what a seed does to both alike is not in their intervals."""
     rows = [
         (
             method.name,
             str(len(method.common_seeds(reference))),
-            *(_cell(method.difference(reference, key), key, sign="+") for key in MEASURES),
+            *(_cell(method.difference(reference, key), key, sign="+") for key in results.measures),
         )
-        for method in methods
+        for method in results.methods
         if method is not reference and method.common_seeds(reference)
     ]
-    return ("method", "seeds", *MEASURES.values()), rows
+    return ("method", "seeds", *results.measures.values()), rows
 
 
 def search_tables(results: Results) -> dict[str, Table]:
@@ -81,17 +81,17 @@ def _search(choice: dict[str, Any]) -> Table:
     return (*keys, choice["metric"], "updates", *(MEASURES[time] for time in TIMES.values()), ""), rows
 
 
-def _table(methods: list[MethodResult], time: str) -> Table:
-    writing = [method.writing_seconds(time) for method in methods]
-    header = ("method", "seeds", "updates", *MEASURES.values())
+def _table(results: Results, time: str) -> Table:
+    writing = [method.writing_seconds(time) for method in results.methods]
+    header = ("method", "seeds", "updates", *results.measures.values())
     rows = [
         (
             method.name,
             str(len(method.seeds)),
             " / ".join(map(str, sorted(set(method.steps)))) or "-",
-            *(_cell(method.measures.get(key), key) for key in MEASURES),
+            *(_cell(method.measures.get(key), key) for key in results.measures),
         )
-        for method in methods
+        for method in results.methods
     ]
     if set(writing) == {None}:
         return header, rows
@@ -123,7 +123,7 @@ def notes_of(results: Results, recipe: Recipe) -> list[str]:
             f"On {evaluation['data']}: {evaluation['examples']:,} examples, {evaluation['tokens']:,} response tokens; "
             f"teacher: {evaluation['teacher'] or 'none'}; {evaluation['parameters']:,} parameters a student."
         )
-        notes.append(_generations(recipe))
+        notes.append(_generations(recipe, evaluation))
     notes += [*_links(recipe), *_written(results)]
     places = Counter(
         f"{place['commit']}, {place['cpu']}, {place.get('gpu', 'no GPU')}" for place in results.environments
@@ -171,9 +171,13 @@ def _written(results: Results) -> list[str]:
     ]
 
 
-def _generations(recipe: Recipe) -> str:
+def _generations(recipe: Recipe, evaluation: dict[str, Any]) -> str:
     options = recipe.evaluation
     if options.generate == 0:
         return "No generations, so no ROUGE-L."
     kind = "greedy" if options.seeds == 0 else f"{options.seeds} sampled"
-    return f"ROUGE-L of {options.generate} prompts, {kind}, at most {options.max_new_tokens} new tokens."
+    prompts = f"{options.generate} prompts"
+    if isinstance(options.prompts, dict):
+        counts = {name: texts["generations"] // max(1, options.seeds) for name, texts in evaluation["sets"].items()}
+        prompts = ", ".join(f"{counts[name]} prompts of {name} ({file})" for name, file in options.prompts.items())
+    return f"ROUGE-L of {prompts}, {kind}, at most {options.max_new_tokens} new tokens."

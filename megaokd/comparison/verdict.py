@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megaokd.comparison.results import HIGHER_IS_BETTER, MEASURES, MethodResult, Results
+from megaokd.comparison.results import MEASURES, MethodResult, Results, higher_is_better, kind_of
 
 _JUDGED = ("cross_entropy", "forward_kl", "rouge_l")
 
@@ -17,13 +17,13 @@ def verdict(results: Results, time: str) -> list[str]:
     if len(ranked) < 2:
         return []
     sentences = []
-    for key in _JUDGED:
-        if all(key in method.measures for method in ranked):
-            best, words = _best(ranked, key)
+    for key, column in results.measures.items():
+        if kind_of(key) in _JUDGED and all(key in method.measures for method in ranked):
+            best, words = _best(ranked, key, column)
             sentences.append(words)
             alike = [method for method in ranked if method.steps != best.steps]
             if len({method.steps for method in alike}) == 1 < len(alike):  # the best one took more or fewer updates
-                words = _best(alike, key)[1]
+                words = _best(alike, key, column)[1]
                 sentences.append(f"Of those with the same number of updates: {words[0].lower()}{words[1:]}")
     fastest = min(ranked, key=lambda method: method.measures[time].mean)
     sentences.append(f"Shortest training: {fastest.name}, {fastest.measures[time].mean:.1f} {MEASURES[time][9:]}.")
@@ -35,13 +35,13 @@ def verdict(results: Results, time: str) -> list[str]:
     return sentences
 
 
-def _best(ranked: Sequence[MethodResult], key: str) -> tuple[MethodResult, str]:
-    sign = -1.0 if key in HIGHER_IS_BETTER else 1.0
+def _best(ranked: Sequence[MethodResult], key: str, column: str) -> tuple[MethodResult, str]:
+    sign = -1.0 if higher_is_better(key) else 1.0
     order = sorted(ranked, key=lambda method: sign * method.measures[key].mean)
     best = order[0]
     updates = " / ".join(map(str, sorted(set(best.steps))))
-    word = "Highest" if key in HIGHER_IS_BETTER else "Lowest"
-    start = f"{word} {MEASURES[key]}: {best.name}, {best.measures[key].mean:.4f} with {updates} updates."
+    word = "Highest" if higher_is_better(key) else "Lowest"
+    start = f"{word} {column}: {best.name}, {best.measures[key].mean:.4f} with {updates} updates."
     if len(best.seeds) < 2:
         return best, f"{start} One seed does not say whether that is chance; then {order[1].name}."
     close = [method.name for method in order[1:] if not _told_apart(method, best, key)]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from megaokd.errors import UserError
 from megaokd.evaluation.examples import Example, Examples, read_examples
 from megaokd.evaluation.generation import continue_prompts
 from megaokd.evaluation.loading import ModelLoader, is_adapter
-from megaokd.evaluation.prompts import prompts_of, read_prompts, spread, text_of
+from megaokd.evaluation.prompts import Prompt, prompts_of, read_prompts, spread, text_of
 from megaokd.evaluation.ranks import Ranks
 from megaokd.evaluation.text_metrics import TextMetrics, mean_over_seeds, measure_texts
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
@@ -27,10 +27,10 @@ class GenerationOptions:
     """What is generated."""
 
     count: int = 0
-    """Prompts, spread evenly over the data set; 0: none."""
+    """Prompts of a set, spread evenly over it; 0: none."""
     max_new_tokens: int = 64
-    prompts: str | None = None
-    """A JSONL file of prompts and references instead of the data set's own."""
+    prompts: str | Mapping[str, str] | None = None
+    """A JSONL file of prompts and references instead of the data set's own; several, each with the name of its set."""
     seeds: int = 0
     """Sampled generations of each prompt, with seeds 0, 1, ...; 0: one greedy generation."""
     temperature: float = 1.0
@@ -61,6 +61,14 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratedTexts:
+    """The generations for a set of prompts, and what they measure."""
+
+    metrics: TextMetrics
+    generations: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The result: where it comes from, token measures, and measures of the generations (None without any)."""
 
@@ -76,6 +84,8 @@ class Evaluation:
     """The same measures against the moved teacher."""
     texts: TextMetrics | None = None
     generations: tuple[Generation, ...] = ()
+    sets: Mapping[str, GeneratedTexts] = field(default_factory=dict)
+    """Name -> the generations for this set of prompts, instead of `texts` and `generations`."""
     seconds: float = 0.0
 
 
@@ -159,16 +169,36 @@ def _with_generations(
     result: Evaluation, model: Decoder, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], ranks: Ranks
 ) -> Evaluation:
     options = result.options
-    prompts = prompts_of(examples, tokenizer) if options.prompts is None else read_prompts(options.prompts, tokenizer)
     room = model.arch.max_positions - options.max_new_tokens
-    chosen = spread(prompts, options.count, room, options.max_new_tokens)
-    ids = [prompt.ids for prompt in chosen]
+
+    def generated(source: str, prompts: Sequence[Prompt]) -> GeneratedTexts:
+        chosen = spread(source, prompts, options.count, room, options.max_new_tokens)
+        return _generate(model, tokenizer, chosen, options, ranks)
+
+    if isinstance(options.prompts, Mapping):
+        sets = {name: generated(path, read_prompts(path, tokenizer)) for name, path in options.prompts.items()}
+        return replace(result, sets=sets)
+    if options.prompts is None:
+        texts = generated(result.data, prompts_of(examples, tokenizer))
+    else:
+        texts = generated(options.prompts, read_prompts(options.prompts, tokenizer))
+    return replace(result, generations=texts.generations, texts=texts.metrics)
+
+
+def _generate(
+    model: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    options: GenerationOptions,
+    ranks: Ranks,
+) -> GeneratedTexts:
+    ids = [prompt.ids for prompt in prompts]
     generations: list[Generation] = []
     parts = []
     for sampling in options.samplings:
         outputs = continue_prompts(model, ids, sampling, ranks, eos_id=int(tokenizer.eos_token_id))
         texts = [text_of(tokenizer, output) for output in outputs]
-        parts.append(measure_texts([prompt.references for prompt in chosen], texts))
+        parts.append(measure_texts([prompt.references for prompt in prompts], texts))
         generations += [
             Generation(
                 prompt=prompt.text,
@@ -176,9 +206,9 @@ def _with_generations(
                 generation=text,
                 seed=None if sampling.greedy else sampling.seed,
             )
-            for prompt, text in zip(chosen, texts, strict=True)
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
-    return replace(result, generations=tuple(generations), texts=mean_over_seeds(parts))
+    return GeneratedTexts(metrics=mean_over_seeds(parts), generations=tuple(generations))
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -42,16 +42,24 @@ def read_prompts(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[P
     Raises:
         UserError: no such file, or a line that is not of that form, named by its number.
     """
+    texts = prompt_texts(path)
+    encoded = encode_prompts(tokenizer, [text for _, text, _ in texts])
+    for (number, _, _), ids in zip(texts, encoded, strict=True):
+        if not ids:
+            raise UserError(f"{path}, line {number}: the prompt has no token, and the tokenizer no begin of sequence")
+    return [Prompt(ids, text, references) for ids, (_, text, references) in zip(encoded, texts, strict=True)]
+
+
+def prompt_texts(path: str | Path) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Line, prompt and references of each, as `read_prompts` wants them.
+
+    Raises:
+        UserError: no such file, or a line that is not of that form, named by its number.
+    """
     records = prompt_records(path)
     if not records:
         raise UserError(f"{path}: no prompt in the whole file")
-    references = [_references(f"{path}, line {number}", record) for number, record in records]
-    encoded = encode_prompts(tokenizer, [record["prompt"] for _, record in records])
-    for (number, _), ids in zip(records, encoded, strict=True):
-        if not ids:
-            raise UserError(f"{path}, line {number}: the prompt has no token, and the tokenizer no begin of sequence")
-    parts = zip(encoded, records, references, strict=True)
-    return [Prompt(ids, record["prompt"], texts) for ids, (_, record), texts in parts]
+    return [(number, record["prompt"], _references(f"{path}, line {number}", record)) for number, record in records]
 
 
 def prompt_records(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -69,8 +77,8 @@ def prompt_records(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return [(number, _parse(f"{path}, line {number}", line)) for number, line in numbered]
 
 
-def spread(prompts: Sequence[Prompt], count: int, room: int, max_new_tokens: int) -> list[Prompt]:
-    """At most `count` of those with at most `room` ids, spread evenly.
+def spread(source: object, prompts: Sequence[Prompt], count: int, room: int, max_new_tokens: int) -> list[Prompt]:
+    """At most `count` of those of `source` with at most `room` ids, spread evenly.
 
     Raises:
         UserError: none is that short.
@@ -78,7 +86,7 @@ def spread(prompts: Sequence[Prompt], count: int, room: int, max_new_tokens: int
     fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
     if not fitting:
         raise UserError(
-            f"no prompt leaves room for {max_new_tokens} new tokens in {room + max_new_tokens} positions; "
+            f"{source}: no prompt leaves room for {max_new_tokens} new tokens in {room + max_new_tokens} positions; "
             "lower --max-new-tokens"
         )
     count = min(count, len(fitting))

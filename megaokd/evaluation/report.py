@@ -1,13 +1,14 @@
-"""An evaluation on disk: evaluation.json, evaluation.md and generations.jsonl."""
+"""An evaluation on disk: evaluation.json, evaluation.md and generations.jsonl, or generations.SET.jsonl of each set."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megaokd.evaluation.environment import describe_environment, environment_lines
-from megaokd.evaluation.evaluate import Evaluation, Generation
+from megaokd.evaluation.evaluate import Evaluation, Generation, GenerationOptions
+from megaokd.evaluation.text_metrics import TextMetrics
 from megaokd.evaluation.token_metrics import TokenMetrics
 from megaokd.files import write_json, write_whole
 
@@ -16,18 +17,24 @@ GENERATIONS_FILE = "generations.jsonl"
 
 
 def write_report(result: Evaluation, folder: str | Path) -> None:
-    """Write the three files into `folder`, made if needed; generations.jsonl only where there are any.
+    """Write the files into `folder`, made if needed; those of generations only where there are any.
 
     Each is written whole or not at all, evaluation.json last: where it stands, the others do.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment()
-    if result.generations:
-        lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in result.generations]
-        write_whole(folder / GENERATIONS_FILE, "".join(lines))
+    for file, generations in generation_files(result).items():
+        lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in generations]
+        write_whole(folder / file, "".join(lines))
     write_whole(folder / "evaluation.md", markdown(result, environment))
     write_json(folder / RESULT_FILE, {**as_dict(result), "environment": environment})
+
+
+def generation_files(result: Evaluation) -> Mapping[str, Sequence[Generation]]:
+    """Name of a file -> what it holds."""
+    files = {GENERATIONS_FILE: result.generations} if result.generations else {}
+    return files | {f"generations.{name}.jsonl": texts.generations for name, texts in result.sets.items()}
 
 
 def as_dict(result: Evaluation) -> dict[str, Any]:
@@ -37,14 +44,20 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
     values.update(values.pop("texts") or {})
     values["adapted"] = values.pop("adapted")
     values["generations"] = len(result.generations)
+    values["sets"] = {
+        name: {**dataclasses.asdict(texts.metrics), "generations": len(texts.generations)}
+        for name, texts in result.sets.items()
+    }
     return values
 
 
 def markdown(result: Evaluation, environment: dict[str, str]) -> str:
-    """A page that can be read on its own: where from, the measures, the environment, three generations."""
+    """A page that can be read on its own: where from, the measures, the environment, three generations of each set."""
     lines = [f"# Evaluation of {result.model}", "", summary(result), "", *environment_lines(environment)]
-    if result.generations:
-        lines += ["", "## Generations", "", samples(result.generations[:3])]
+    titled = {"Generations": result.generations} if result.generations else {}
+    titled |= {f"Generations for {name}": texts.generations for name, texts in result.sets.items()}
+    for title, generations in titled.items():
+        lines += ["", f"## {title}", "", samples(generations[:3])]
     return "\n".join(lines) + "\n"
 
 
@@ -89,16 +102,22 @@ def _measures(result: Evaluation) -> list[tuple[str, float | None]]:
     if result.adapted is not None:
         rows += _against("adapted teacher", result.adapted)
     if result.texts is not None:
-        texts, options = result.texts, result.options
-        kind = "greedy" if options.seeds == 0 else f"sampled (temperature {options.temperature}, top-p {options.top_p})"
-        rows += [
-            (f"ROUGE-L of {len(result.generations)} {kind} generations", texts.rouge_l),
-            (f"+/- (95%, over {options.seeds} seeds)", texts.rouge_l_interval),
-            ("distinct-1", texts.distinct_1),
-            ("distinct-2", texts.distinct_2),
-            ("length / length of the reference", texts.length_ratio),
-        ]
+        rows += _of_texts(result.texts, len(result.generations), result.options)
+    for name, texts in result.sets.items():
+        of_set = _of_texts(texts.metrics, len(texts.generations), result.options)
+        rows += [(f"{name}: {measure}", value) for measure, value in of_set]
     return rows
+
+
+def _of_texts(texts: TextMetrics, count: int, options: GenerationOptions) -> list[tuple[str, float | None]]:
+    kind = "greedy" if options.seeds == 0 else f"sampled (temperature {options.temperature}, top-p {options.top_p})"
+    return [
+        (f"ROUGE-L of {count} {kind} generations", texts.rouge_l),
+        (f"+/- (95%, over {options.seeds} seeds)", texts.rouge_l_interval),
+        ("distinct-1", texts.distinct_1),
+        ("distinct-2", texts.distinct_2),
+        ("length / length of the reference", texts.length_ratio),
+    ]
 
 
 def _against(name: str, metrics: TokenMetrics) -> list[tuple[str, float | None]]:

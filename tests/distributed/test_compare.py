@@ -93,11 +93,15 @@ def check_linked(cells: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """Cells under torchrun, with a search before them: the CPU seconds of both processes are counted."""
+    """Cells under torchrun, a search before them, two sets of prompts; CPU seconds of both processes are counted."""
     values = grid(tiny_world, tmp_path / "grid")
     search = {"candidates": {"objective.student": [{"ce": 1.0}]}, "steps": 2}
     values["base"]["parallel"] = {"tensor": 2}
-    values["evaluation"] |= {"data": tiny_world.train, "tensor": 2}
+    sets = {"few": tmp_path / "few.jsonl", "more": tmp_path / "more.jsonl"}
+    for count, file in enumerate(sets.values(), start=1):
+        file.write_text('{"prompt": "one two", "references": ["three", "four"]}\n' * count)
+    prompts = {name: str(file) for name, file in sets.items()}
+    values["evaluation"] |= {"data": tiny_world.train, "tensor": 2, "prompts": prompts}
     values |= {"methods": {"sft": {"teacher": {"path": None}, "search": search}}, "seeds": [0], "processes": 2}
     write(tmp_path / "recipe.yaml", values | {"time": "cpu"})
     must(megaokd("compare", tmp_path / "recipe.yaml"))
@@ -107,6 +111,10 @@ def test_runs_of_two_processes(tiny_world: TinyWorld, tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "cells" / "sft" / "seed-0"
     summary, result = (json.loads((cell / name).read_text()) for name in ("summary.json", "result.json"))
     assert summary["processes"] == 2
+    for count, name in enumerate(sets, start=1):
+        assert result["evaluation"]["sets"][name]["generations"] == count
+        assert len((cell / "evaluation" / f"generations.{name}.jsonl").read_text().splitlines()) == count
+        assert f" ROUGE-L {name} " in (tmp_path / "grid" / "report.md").read_text()
     for command in ("train", "evaluate"):
         words = f"torchrun --standalone --nproc-per-node=2 -m megaokd.cli {command} "
         assert words in (cell / "output.txt").read_text()

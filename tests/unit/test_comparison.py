@@ -16,12 +16,14 @@ from megaokd.comparison.grid import Cell, all_work
 from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
 from megaokd.comparison.recipe import Recipe, merged
-from megaokd.comparison.results import Measured
+from megaokd.comparison.results import MEASURES, Measured, measures_of
 from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.comparison.work import CellError
 from megaokd.config_file import parse_config
 from megaokd.errors import UserError
 from megaokd.evaluation.figures import check_matplotlib
+from megaokd.tools import compare as compare_command
+from megaokd.tools import evaluate as evaluate_command
 from megaokd.tools import generate as generate_command
 
 RECIPE: dict[str, Any] = {
@@ -58,6 +60,7 @@ def line_of(file: Path, text: str) -> str:
         ("seed", [1], "unknown key 'seed'; did you mean 'seeds'?"),
         ("evaluation__generat", 3, "unknown key 'evaluation.generat'; did you mean 'generate'?"),
         ("evaluation__top_p", 1.5, "evaluation.top_p = 1.5"),
+        ("evaluation__prompts", [], "evaluation.prompts = []: Input should be a valid string; or: "),
         ("base__train__stepz", 3, "unknown key 'train.stepz'; did you mean 'steps'?"),
         ("methods__okd__optimiser", {}, "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("methods__sft__method", "stf", "method = 'stf'"),
@@ -220,6 +223,90 @@ def test_a_search_goes_on_and_needs_one_trial(tmp_path: Path, monkeypatch: pytes
     (search.folder / "choice.json").unlink()
     search.run(print)
     assert len(calls) == 8, "trials that have ended are not run again"
+
+
+def test_several_sets_of_prompts(tmp_path: Path) -> None:
+    """Words that `megaokd evaluate` understands; a single file decides what it decided before there were sets."""
+    sets = {"selfinst": "data/eval/selfinst.jsonl", "vicuna": "data/eval/vicuna.jsonl"}
+    several, single, none = (
+        load_recipe(write(tmp_path, evaluation__prompts=prompts)) for prompts in (sets, "data/eval/vicuna.jsonl", None)
+    )
+    for recipe, prompts in ((several, sets), (single, "data/eval/vicuna.jsonl"), (none, None)):
+        words = ["--model", "m", "--output", "o", *recipe.evaluation.arguments()]
+        assert evaluate_command.prompt_files(evaluate_command._parser().parse_args(words).prompts) == prompts
+        assert Cell(recipe, "okd", 0).parts()["evaluation"] == {
+            "data": "data/test",
+            "generate": 4,
+            "max_new_tokens": 64,
+            "prompts": prompts,
+            "seeds": 0,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_length": None,
+            "max_batch_tokens": 4096,
+            "teacher": "models/teacher",
+        }
+    columns = measures_of(several)
+    assert [key for key in columns if "rouge" in key] == ["rouge_l selfinst", "rouge_l vicuna"]
+    assert columns["rouge_l vicuna"] == "ROUGE-L vicuna"
+    assert [key for key in columns if "rouge" not in key] == [key for key in MEASURES if key != "rouge_l"]
+    assert measures_of(single) == measures_of(none) == MEASURES
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("{a: x.jsonl, b: y.jsonl, a: z.jsonl}", "the key 'evaluation.prompts.a' is there already, at "),
+        ("{a b: x.jsonl}", "evaluation.prompts.a b = 'a b': String should match"),
+        ("{a: 3}", "evaluation.prompts.a = 3: Input should be a valid string"),
+        ("{}", "evaluation.prompts = {}: "),
+    ],
+)
+def test_wrong_sets_of_prompts_are_told(tmp_path: Path, prompts: str, words: str) -> None:
+    file = write(tmp_path, evaluation__prompts="HERE")
+    file.write_text(file.read_text().replace("HERE", prompts))
+    with pytest.raises(UserError) as error:
+        load_recipe(file)
+    assert str(error.value).startswith(line_of(file, "prompts: ") + words)
+    file = write(tmp_path, evaluation__prompts={"a": "x.jsonl"}, evaluation__generate=0)
+    with pytest.raises(UserError, match=r"evaluation\.prompts needs evaluation\.generate above 0"):
+        load_recipe(file)
+
+
+def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something is left to run: a grid that is finished needs them no more."""
+    ran: list[str] = []
+
+    class Pretended:
+        name, sources, finished = "a cell", (), False
+
+        def check_unchanged(self) -> None:
+            pass
+
+        def run(self, say: Any) -> None:
+            ran.append(self.name)
+
+    work = Pretended()
+    monkeypatch.setattr("megaokd.comparison.grid.all_work", lambda _: [work])
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"prompt": "p", "output": "o"}\n')
+    bad.write_text('{"prompt": "p", "output": "o"}\n{"prompt": "p"}\n')
+    absent = tmp_path / "absent.jsonl"
+    for prompts, words in (
+        ({"a": str(good), "b": str(absent)}, r"absent\.jsonl: cannot be read"),
+        ({"a": str(good), "b": str(bad)}, r"bad\.jsonl, line 2: 'references' .* is expected"),
+        (str(absent), r"absent\.jsonl: cannot be read"),
+    ):
+        recipe = load_recipe(write(tmp_path, evaluation__prompts=prompts))
+        monkeypatch.setattr(work, "finished", False)
+        with pytest.raises(UserError, match=words):
+            compare_command._run_grid(recipe)
+        monkeypatch.setattr(work, "finished", True)
+        assert compare_command._run_grid(recipe) == {}
+    assert ran == []
+    monkeypatch.setattr(work, "finished", False)
+    assert compare_command._run_grid(load_recipe(write(tmp_path, evaluation__prompts={"a": str(good)}))) == {}
+    assert ran == ["a cell"]
 
 
 def test_how_evaluation_is_split_decides_nothing(tmp_path: Path) -> None:

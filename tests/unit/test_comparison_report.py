@@ -1,15 +1,19 @@
 """The report of a comparison: the toy's fits against what is known of them, tables and both pages."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from megaokd.comparison import figures, page, tables, toy
+from megaokd.comparison.grid import Cell
 from megaokd.comparison.page import Section
-from megaokd.comparison.results import Measured, MethodResult, Results
+from megaokd.comparison.recipe import EvaluationOptions, Recipe
+from megaokd.comparison.results import Measured, MethodResult, Results, collect
 from megaokd.comparison.tables import result_tables, search_tables
 from megaokd.comparison.verdict import verdict
 from megaokd.evaluation.responses import Cost
@@ -82,6 +86,61 @@ def test_time_of_writing_has_a_column_and_a_ring(tmp_path: Path) -> None:
     axis = Figure().subplots()
     figures._draw_methods(axis, methods, "cross_entropy", "training_cpu_seconds")
     assert [17.0, 1.0] in [point for points in axis.collections for point in points.get_offsets().tolist()]
+
+
+def test_each_set_of_prompts_has_a_column_a_verdict_and_a_panel(tmp_path: Path) -> None:
+    prompts = {"selfinst": "s.jsonl", "vicuna": "v.jsonl"}
+    evaluation = EvaluationOptions(data="data/test", generate=500, prompts=prompts, seeds=2)
+    methods: dict[str, Any] = {"kd": {}, "okd": {}}
+    recipe = Recipe(folder=str(tmp_path), base={}, methods=methods, seeds=(0, 1), evaluation=evaluation)
+    scores = {"kd": ((0.20, 0.21), (0.30, 0.32)), "okd": ((0.25, 0.26), (0.30, 0.28))}
+    for name, (selfinst, vicuna) in scores.items():
+        for seed in (0, 1):
+            sets = {
+                "selfinst": {"rouge_l": selfinst[seed], "distinct_1": 0.5, "generations": 504},
+                "vicuna": {"rouge_l": vicuna[seed], "distinct_1": 0.5, "generations": 160},
+            }
+            write_finished(Cell(recipe, name, seed), {"sets": sets})
+    results = collect(recipe, {})
+    table, differences = list(result_tables(results, "kd").values())
+    assert [column for column in table[0] if "ROUGE" in column] == ["ROUGE-L selfinst", "ROUGE-L vicuna"]
+    place = table[0].index("ROUGE-L selfinst")
+    # t(0.975, 1) = 12.7062 times the deviation 0.00707 over sqrt(2).
+    assert [row[place] for row in table[1]] == ["0.2050 ± 0.0635", "0.2550 ± 0.0635"]
+    assert dict(zip(*[differences[0], differences[1][0]], strict=True))["ROUGE-L vicuna"] == "-0.0200 ± 0.2541"
+    words = verdict(results, "training_seconds")
+    assert [sentence.partition(",")[0] for sentence in words if "ROUGE" in sentence] == [
+        "Highest ROUGE-L selfinst: okd",
+        "Highest ROUGE-L vicuna: kd",
+    ]
+    (note,) = (note for note in tables.notes_of(results, recipe) if "ROUGE-L" in note)
+    assert note.startswith("ROUGE-L of 252 prompts of selfinst (s.jsonl), 80 prompts of vicuna (v.jsonl), 2 sampled,")
+    figure = Figure()
+    assert figures._draw_quality(figure, results, "training_seconds")
+    assert [axis.get_ylabel() for axis in figure.axes] == ["cross-entropy", "ROUGE-L selfinst", "ROUGE-L vicuna"]
+
+
+def test_cells_of_before_there_were_sets_are_read(tmp_path: Path) -> None:
+    evaluation = EvaluationOptions(data="data/test", generate=4, prompts="one.jsonl")
+    recipe = Recipe(folder=str(tmp_path), base={}, methods={"kd": {}}, seeds=(0,), evaluation=evaluation)
+    write_finished(Cell(recipe, "kd", 0), {"rouge_l": 0.25})
+    results = collect(recipe, {})
+    ((header, (row,)),) = result_tables(results).values()
+    assert dict(zip(header, row, strict=True))["ROUGE-L"] == "0.2500"
+    assert "ROUGE-L of 4 prompts, greedy, at most 64 new tokens." in tables.notes_of(results, recipe)
+
+
+def write_finished(cell: Cell, measured: dict[str, Any]) -> None:
+    """A cell as it lies there when it has ended, of what these tests look at."""
+    place = {"commit": "c", "cpu": "p", "date": "d"}
+    evaluation = {"cross_entropy": 1.5, "adapted": None, "environment": place, **measured}
+    evaluation |= {"data": "data/test", "examples": 9, "tokens": 90, "teacher": None, "parameters": 7}
+    cost = {"steps": 3, "training_seconds": 2.0, "training_cpu_seconds": 2.0}
+    cell.evaluation_folder.mkdir(parents=True)
+    (cell.folder / "log.jsonl").touch()
+    (cell.folder / "summary.json").write_text(json.dumps(cost))
+    (cell.evaluation_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (cell.folder / "result.json").write_text(json.dumps({**cost, "evaluation": evaluation}))
 
 
 def test_the_verdict_tells_chance_from_difference() -> None:

@@ -32,6 +32,7 @@ from megaokd.evaluation.text_metrics import TextMetrics, distinct, mean_over_see
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
 from megaokd.generation import options as generation
 from megaokd.models.decoder import Decoder
+from megaokd.tools.evaluate import prompt_files
 
 VOCAB, BOS, EOS = 53, 1, 2
 
@@ -315,6 +316,63 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
             read_prompts(file, tokenizer)
     with pytest.raises(UserError, match="cannot be read"):
         read_prompts(tmp_path / "absent", tokenizer)
+
+
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_each_of_several_sets_is_as_it_would_be_alone(tmp_path: Path, seeds: int) -> None:
+    model = save(tmp_path / "model", make_model(0), make_tokenizer())
+    folders = Folders(model=model, data="data", tokenizer=model)
+    lines = {"few": ["w5 w6", "w9"], "many": [f"w{index} w4" for index in range(7, 14)]}
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in lines}
+    for name, prompts in lines.items():
+        records = [json.dumps({"prompt": prompt, "output": "w5 w20 w31"}) for prompt in prompts]
+        Path(files[name]).write_text("\n".join(records))
+    options = GenerationOptions(count=5, max_new_tokens=8, seeds=seeds, prompts=files)
+    result = evaluate(folders, Data(5), options)
+    assert result.texts is None
+    for name, file in files.items():
+        alone = evaluate(folders, Data(5), replace(options, prompts=file))
+        assert result.sets[name].metrics == alone.texts
+        assert result.sets[name].generations == alone.generations
+    write_report(result, tmp_path / "report")
+    values = json.loads((tmp_path / "report/evaluation.json").read_text())
+    repeated = max(1, seeds)
+    assert {name: texts["generations"] for name, texts in values["sets"].items()} == {
+        "few": 2 * repeated,
+        "many": 5 * repeated,
+    }
+    assert values["sets"]["few"]["length_ratio"] == result.sets["few"].metrics.length_ratio
+    assert "rouge_l" not in values
+    page = (tmp_path / "report/evaluation.md").read_text()
+    for name in files:
+        texts = [json.loads(line) for line in (tmp_path / f"report/generations.{name}.jsonl").read_text().splitlines()]
+        assert [text["generation"] for text in texts] == [item.generation for item in result.sets[name].generations]
+        assert f"{name}: ROUGE-L of {len(texts)}" in page
+        assert f"## Generations for {name}" in page
+    assert not (tmp_path / "report/generations.jsonl").exists()
+    with pytest.raises(UserError, match=r"few\.jsonl: no prompt leaves room for 63 new tokens"):
+        evaluate(folders, Data(5), replace(options, max_new_tokens=63))
+
+
+def test_sets_of_prompts_on_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=1.jsonl").touch()
+    for words, expected in (
+        (None, None),
+        (["some/file.jsonl"], "some/file.jsonl"),
+        (["lr=1.jsonl"], "lr=1.jsonl"),
+        (["a=lr=1.jsonl"], {"a": "lr=1.jsonl"}),
+        (["a=x.jsonl", "b.2=y.jsonl"], {"a": "x.jsonl", "b.2": "y.jsonl"}),
+    ):
+        assert prompt_files(words) == expected
+    for words, problem in (
+        (["x.jsonl", "y.jsonl"], r"--prompts x\.jsonl: of several files each is NAME=FILE"),
+        (["a=x.jsonl", "b="], "--prompts b=: of several files"),
+        (["runs/lr=2.jsonl"], "--prompts runs/lr=2"),
+        (["a=x.jsonl", "a=y.jsonl"], r"--prompts a=y\.jsonl: there are two sets 'a'"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            prompt_files(words)
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
