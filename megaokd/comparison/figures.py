@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megaokd.comparison.results import MEASURES, Curve, MethodResult, Results, higher_is_better, kind_of
+from megaokd.comparison.results import JUDGED, MEASURES, Curve, MethodResult, Results, higher_is_better, kind_of
 from megaokd.comparison.toy import ToyFit, original, positions
 
 FIGURES = {
@@ -81,10 +81,7 @@ def draw_toy(fits: Sequence[ToyFit], folder: Path) -> None:
 def _draw_quality(figure: Any, results: Results, time: str) -> bool:
     methods = results.methods
     shown = [
-        key
-        for key in results.measures
-        if kind_of(key) in ("cross_entropy", "forward_kl", "rouge_l")
-        and any(key in method.measures for method in methods)
+        key for key in results.measures if kind_of(key) in JUDGED and any(key in method.measures for method in methods)
     ]
     if not shown:
         return False

@@ -24,6 +24,8 @@ MEASURES = {
     "training_seconds": "training seconds",
     "training_cpu_seconds": "training CPU seconds",
 }
+JUDGED = ("cross_entropy", "forward_kl", "rouge_l")
+"""Those that the report's figure of quality and its verdict show."""
 ADAPTED = ("forward_kl", "reverse_kl", "top1_agreement")
 """Measured against the adapted teacher as well."""
 Curve = dict[int, float]

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from megaokd.comparison.results import MEASURES, MethodResult, Results, higher_is_better, kind_of
-
-_JUDGED = ("cross_entropy", "forward_kl", "rouge_l")
+from megaokd.comparison.results import JUDGED, MEASURES, MethodResult, Results, higher_is_better, kind_of
 
 
 def verdict(results: Results, time: str) -> list[str]:
@@ -18,7 +16,7 @@ def verdict(results: Results, time: str) -> list[str]:
         return []
     sentences = []
     for key, column in results.measures.items():
-        if kind_of(key) in _JUDGED and all(key in method.measures for method in ranked):
+        if kind_of(key) in JUDGED and all(key in method.measures for method in ranked):
             best, words = _best(ranked, key, column)
             sentences.append(words)
             alike = [method for method in ranked if method.steps != best.steps]

@@ -8,7 +8,7 @@ Exact, by construction of the models and of the optimizer (n trained elements of
     optimizer     12 n / d: master weights and two moments
 
 Counted operation by operation (`layer_tape`): what a micro-batch keeps for backward, times the passes in flight. The
-rest follows from reading the code, and is not measured:
+rest follows from reading the code; the peak of it all is compared with steps by `megaokd benchmark growth`:
 
     loss          heads of T loss tokens, with V rows of the head on a rank, D hidden size of a model, p bytes a product
                   fused     logits of a chunk (a budget of 1 GiB on a GPU), p T D gradients, 4 V D of the student's head

@@ -30,18 +30,14 @@ class ModelSize:
         return self.num_layers * layer + width + 2 * vocab * width
 
 
-_TEACHER, _STUDENT, _VOCAB, _SEQUENCE = ModelSize(16, 512), ModelSize(4, 192), 4096, 256
-"""The reference pair."""
-
-
 @dataclass(frozen=True)
 class Pair:
-    """Two models, and the batches that both see."""
+    """Two models, and the batches that both see; by default the reference pair."""
 
-    teacher: ModelSize = _TEACHER
-    student: ModelSize = _STUDENT
-    vocab: int = _VOCAB
-    sequence: int = _SEQUENCE
+    teacher: ModelSize = ModelSize(16, 512)
+    student: ModelSize = ModelSize(4, 192)
+    vocab: int = 4096
+    sequence: int = 256
     global_batch: int = 8
     micro_batch: int = 4
     prompt_tokens: int | None = None
@@ -60,7 +56,8 @@ class Pair:
     @property
     def is_reference(self) -> bool:
         """Whether its sizes are those that absolute targets were set for."""
-        return (self.teacher, self.student, self.vocab, self.sequence) == (_TEACHER, _STUDENT, _VOCAB, _SEQUENCE)
+        ours, reference = ((pair.teacher, pair.student, pair.vocab, pair.sequence) for pair in (self, Pair()))
+        return ours == reference
 
     @property
     def title(self) -> str:
