@@ -7,7 +7,8 @@ from torch import nn
 
 from megaokd.config import Config
 from megaokd.cost.student_choice import settle_student_tensor
-from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches, ValidationBatches
+from megaokd.data.batch import BatchShape
+from megaokd.data.batches import BatchOptions, TrainBatches, ValidationBatches
 from megaokd.data.mixture import ExampleSet, open_dataset, open_training_data
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_hash
 from megaokd.distill.objective import HiddenStateLoss, Terms, check_backend
@@ -19,7 +20,8 @@ from megaokd.kernels import Term
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import read_architecture
-from megaokd.pipeline.models import Blueprint, DistillationModels, build_models
+from megaokd.pipeline.blueprint import Blueprint
+from megaokd.pipeline.models import DistillationModels, build_models
 from megaokd.pipeline.schedule import Runner, build_runner, check_bucket, check_micro_batches, check_zero_stage
 from megaokd.pipeline.stage import DriftStage, Slot
 from megaokd.sampling.adaptive import Schedule

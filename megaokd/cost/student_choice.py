@@ -17,7 +17,7 @@ from megaokd.cost.setting import Setting
 from megaokd.cost.time import step_time
 from megaokd.kernels.linear import CPU_BUDGET, GPU_BUDGET
 from megaokd.mesh import ParallelMesh
-from megaokd.pipeline.models import read_architectures, student_splits
+from megaokd.pipeline.blueprint import read_architectures, student_splits
 
 LEAST_GAIN = 1.02
 """Below it, the prediction is not good enough to leave the teacher's layout for."""

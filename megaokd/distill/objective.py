@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from megaokd import config
-from megaokd.data.batches import IGNORE
+from megaokd.data.batch import IGNORE
 from megaokd.errors import UserError
 from megaokd.kernels import DistillationOutput, Term, distillation_loss, linear_distillation_loss, metric_names
 from megaokd.kernels.backends import select_backend

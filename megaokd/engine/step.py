@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megaokd.config import Optimizer, OptimizerGroup
-from megaokd.data.batches import Batch
+from megaokd.data.batch import Batch
 from megaokd.distill.objective import HiddenStateLoss, Terms
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.learning_rate import learning_rate

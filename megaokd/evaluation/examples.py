@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from megaokd.data.batches import IGNORE
+from megaokd.data.batch import IGNORE
 
 
 class Examples(Protocol):

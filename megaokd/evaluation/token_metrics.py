@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaokd.data.batches import IGNORE
+from megaokd.data.batch import IGNORE
 from megaokd.errors import UserError
 from megaokd.evaluation.calibration import Calibration
 from megaokd.evaluation.examples import Example, LossBatch, loss_batches

@@ -10,13 +10,13 @@ from megaokd.cost.memory import RankMemory, largest_rank
 from megaokd.cost.setting import Setting
 from megaokd.cost.student_choice import Choice, choose_student_tensor, with_student_tensor
 from megaokd.cost.time import StepTime, step_time
-from megaokd.data.batches import BatchShape
+from megaokd.data.batch import BatchShape
 from megaokd.errors import UserError
 from megaokd.kernels.linear import GPU_BUDGET
 from megaokd.mesh import data_parallel_size
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.huggingface_config import read_architecture
-from megaokd.pipeline.models import check_models, configured_student
+from megaokd.pipeline.blueprint import check_models, configured_student
 from megaokd.pipeline.schedule import check_bucket, check_micro_batches, check_zero_stage
 from megaokd.sampling.check import check_on_policy
 

@@ -14,7 +14,7 @@ from megaokd.cost.hardware import Cluster
 from megaokd.cost.memory import largest_rank
 from megaokd.errors import UserError
 from megaokd.mesh import divisors
-from megaokd.pipeline.models import student_splits
+from megaokd.pipeline.blueprint import student_splits
 from megaokd.planning.plan import Models, Plan, make_plan, make_setting
 
 LARGEST_MICRO_BATCH = 16

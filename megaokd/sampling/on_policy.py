@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaokd.data.batches import Batch, TrainBatches
+from megaokd.data.batch import Batch
+from megaokd.data.batches import TrainBatches
 from megaokd.generation.generate import generate
 from megaokd.generation.options import GenerationOptions
 from megaokd.mesh import ParallelMesh

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megaokd.data.batches import IGNORE, Batch, BatchShape
+from megaokd.data.batch import IGNORE, Batch, BatchShape
 from megaokd.data.order import Ids
 from megaokd.mesh import Axis
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from megaokd.agreement import together
-from megaokd.data.batches import BatchShape
+from megaokd.data.batch import BatchShape
 from megaokd.data.mixture import ExampleSet
 from megaokd.data.order import Ids
 from megaokd.errors import RunError
 from megaokd.parallel.region import TensorParallel
-from megaokd.pipeline.models import Blueprint
+from megaokd.pipeline.blueprint import Blueprint
 from megaokd.pipeline.schedule import build_runner
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.stage import Slot, TrunkStage

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch.distributed as dist
 
 from megaokd.agreement import from_main, together
-from megaokd.data.batches import BatchShape
+from megaokd.data.batch import BatchShape
 from megaokd.data.order import Ids
 from megaokd.errors import RunError, UserError
 from megaokd.models.folder_hash import teacher_hash
-from megaokd.pipeline.models import Blueprint
+from megaokd.pipeline.blueprint import Blueprint
 from megaokd.pipeline.split import split_model
 from megaokd.pipeline.trunk import stage_above, trunk_layers
 from megaokd.trunk_cache.fill import Source, fill

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megaokd.data.batches import Batch
+from megaokd.data.batch import Batch
 from megaokd.errors import RunError
 from megaokd.parallel.region import TensorParallel
 from megaokd.trunk_cache.store import TrunkStore

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megaokd.benchmark.growth.idle import ObservedRunner
 from megaokd.benchmark.growth.kept import kept_bytes, storages_of, total_bytes
 from megaokd.config_file import parse_config
-from megaokd.data.batches import IGNORE, Batch
+from megaokd.data.batch import IGNORE, Batch
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.pipeline.schedule import PipelineRunner
 from megaokd.run import Run, build_run

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from megaokd.config import Config, OnlineModules
 from megaokd.config_file import parse_config
-from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches
+from megaokd.data.batch import BatchShape
+from megaokd.data.batches import BatchOptions, TrainBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.methods import METHODS
 from megaokd.models.huggingface_config import read_architecture

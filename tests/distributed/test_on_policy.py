@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megaokd.data.batches import BatchShape, TrainBatches
+from megaokd.data.batch import BatchShape
+from megaokd.data.batches import TrainBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.tokenizer import load_tokenizer
 from tests.distributed.test_checkpoints import launch, run_of

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from megaokd.data.batches import IGNORE, Batch, BatchOptions, BatchShape, TrainBatches, ValidationBatches
+from megaokd.data.batch import IGNORE, Batch, BatchShape
+from megaokd.data.batches import BatchOptions, TrainBatches, ValidationBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Example
 from megaokd.errors import UserError

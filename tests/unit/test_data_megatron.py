@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megaokd.config_file import parse_config
-from megaokd.data.batches import BatchOptions, BatchShape, TrainBatches
+from megaokd.data.batch import BatchShape
+from megaokd.data.batches import BatchOptions, TrainBatches
 from megaokd.data.megatron import MegatronDataset
 from megaokd.data.mixture import open_training_data
 from megaokd.errors import UserError

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megaokd.config_file import load_config, parse_config
-from megaokd.data.batches import IGNORE, BatchOptions, BatchShape, TrainBatches
+from megaokd.data.batch import IGNORE, BatchShape
+from megaokd.data.batches import BatchOptions, TrainBatches
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.mixture import ExampleSet, Mixture, open_training_data
 from megaokd.data.order import MIXING_BLOCK, EpochOrder, LengthOrder, MixtureOrder, exact_shares

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from megaokd.config import Architecture, Objective, OnlineModules
 from megaokd.cost.flops import StepMethod, StepTokens, count_step
-from megaokd.data.batches import IGNORE
+from megaokd.data.batch import IGNORE
 from megaokd.distill.objective import HiddenStateLoss, Terms
 from megaokd.distill.online_modules import attach_online_modules
 from megaokd.models.architecture import DecoderArchitecture

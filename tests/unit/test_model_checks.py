@@ -8,7 +8,7 @@ from megaokd.config import Architecture, Checkpoint, Config, Data, Train
 from megaokd.errors import UserError
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.rotary import LongRopeScaling, Rotary
-from megaokd.pipeline.models import check_models
+from megaokd.pipeline.blueprint import check_models
 
 
 def config(sequence_length: int, *, packing: bool) -> Config:

@@ -19,7 +19,8 @@ from megaokd.benchmark.step.ours import Variant
 from megaokd.benchmark.step.user_loop import read_batches
 from megaokd.benchmark.step.world import ModelSize, Pair, build_world
 from megaokd.config import Architecture, Config, OnlineModules
-from megaokd.data.batches import IGNORE, Batch, TrainBatches
+from megaokd.data.batch import IGNORE, Batch
+from megaokd.data.batches import TrainBatches
 from megaokd.distill.online_modules import attach_online_modules
 from megaokd.engine.step import TrainingStep, runner_inputs
 from megaokd.models.architecture import DecoderArchitecture

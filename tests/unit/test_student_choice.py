@@ -16,7 +16,7 @@ from megaokd.cost.time import step_time
 from megaokd.errors import UserError
 from megaokd.kernels.linear import GPU_BUDGET
 from megaokd.models.architecture import DecoderArchitecture
-from megaokd.pipeline.models import check_models
+from megaokd.pipeline.blueprint import check_models
 
 HERE = Cluster(GPUS["h200"], 1, 4, Assumptions())
 

@@ -10,7 +10,7 @@ from megaokd.errors import UserError
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.parallel.linear import HeadShard
 from megaokd.parallel.region import TensorParallel
-from megaokd.pipeline.models import check_models
+from megaokd.pipeline.blueprint import check_models
 
 
 def config(micro_batch: int, **parallel: Any) -> Config:

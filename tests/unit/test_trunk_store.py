@@ -14,7 +14,7 @@ from megaokd.config_file import parse_config
 from megaokd.errors import UserError
 from megaokd.export_teacher import check_teacher_export
 from megaokd.mesh import Axis, ParallelMesh
-from megaokd.pipeline.models import Blueprint
+from megaokd.pipeline.blueprint import Blueprint
 from megaokd.trunk_cache.key import folder_name, trunk_key
 from megaokd.trunk_cache.store import HIDDEN, INDEX, MANIFEST, TrunkStore
 from tests.support.families import VOCABULARY, random_model, save

@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from megaokd.data.batches import Batch
+from megaokd.data.batch import Batch
 from megaokd.models.decoder import Decoder
 from megaokd.precision import Precision, autocast
 from megaokd.run import Run

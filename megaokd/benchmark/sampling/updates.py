@@ -8,7 +8,7 @@ from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
 from megaokd.benchmark.step.ours import Variant, values_of
 from megaokd.benchmark.step.world import World
 from megaokd.config import Config, Objective
-from megaokd.data.batches import Batch
+from megaokd.data.batch import Batch
 from megaokd.mesh import ParallelMesh
 from megaokd.options.on_policy import OnPolicy
 from megaokd.run import build_run

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from megaokd.benchmark.measure import CLOCKS, Clock, synchronize
-from megaokd.data.batches import Batch
+from megaokd.data.batch import Batch
 from megaokd.engine.step import TrainingStep
 from megaokd.pipeline.schedule import MicroBatchLoop
 from megaokd.run import Run

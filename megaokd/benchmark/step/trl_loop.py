@@ -14,7 +14,7 @@ from megaokd.benchmark.step.ours import LEARNING_RATE
 from megaokd.benchmark.step.user_loop import read_batches, read_model
 from megaokd.benchmark.step.world import World
 from megaokd.config import OptimizerGroup
-from megaokd.data.batches import IGNORE
+from megaokd.data.batch import IGNORE
 from megaokd.data.tokenizer import load_tokenizer
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from megaokd.benchmark.step.ours import LEARNING_RATE
 from megaokd.benchmark.step.world import World
 from megaokd.config import Data, Objective, OnlineGroup, OptimizerGroup
-from megaokd.data.batches import IGNORE, BatchShape, TrainBatches
+from megaokd.data.batch import IGNORE, BatchShape
+from megaokd.data.batches import TrainBatches
 from megaokd.data.mixture import open_training_data
 
 
