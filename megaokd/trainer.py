@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord
+from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord
 from megaokd.callbacks.build import build_callbacks
 from megaokd.checkpoint.checkpointer import Checkpointer, refuse_checkpoints
 from megaokd.checkpoint.frozen import frozen_weights_hash
@@ -94,6 +94,8 @@ class Trainer:
             return ExitStatus.INTERRUPTED
         saved_at = self.state.step
         validated_at = self.state.validated_at
+        if self.schedule is not None and self.state.step == 0:
+            self._validate()  # the student that its validation losses are compared with; no checkpoint has it
         self._validate_if_due()  # one that SIGTERM left out
         if self.state.validated_at != validated_at and saved_at:
             self.checkpointer.update(self._state_to_save())
@@ -157,6 +159,8 @@ class Trainer:
         report = self.run.step(step, batch, stop_requested=stop.requested or self.checkpointer.failed)
         self._tell_saved(self.checkpointer.finished())
         self.state.step += 1
+        self.state.generated_steps += int(origin.get("on_policy/generated", 0.0))
+        self.state.replayed_steps += int(origin.get("on_policy/replayed", 0.0))
         seconds = time.perf_counter() - started
         self.state.training_seconds += seconds
         self._cpu_seconds += time.process_time() - cpu_started
@@ -183,12 +187,15 @@ class Trainer:
         step = self.state.step
         if not every or step == self.state.validated_at or (step % every and step != self.config.train.steps):
             return False
-        self.state.validated_at = step
+        return judge(self._validate(), self.state, self.config.train)
+
+    def _validate(self) -> ValidationRecord:
+        self.state.validated_at = self.state.step
         record = validate(self.run, self.state.step, self.sampler)
         self.watcher.on_validation(record)
         if self.schedule is not None:
             self.schedule.after_validation(record.metrics["validation/student_ce"])
-        return judge(record, self.state, self.config.train)
+        return record
 
     def _stops_early(self) -> bool:
         patience = self.config.train.early_stopping
@@ -226,6 +233,8 @@ class Trainer:
                 "steps": self.state.step,
                 "training_seconds": self.state.training_seconds,
                 "training_cpu_seconds": self.state.training_cpu_seconds,
+                "generated_steps": self.state.generated_steps,
+                "replayed_steps": self.state.replayed_steps,
                 "best": self.state.best,
                 "processes": self.mesh.world_size,
                 "config": to_dict(self.config),

@@ -48,6 +48,10 @@ class RunState:
     """The step of the last validation."""
     on_policy: dict[str, float] = field(default_factory=dict)
     """Of an adaptive `train.on_policy`: its probability, its reference and the rows ever put into its buffer."""
+    generated_steps: int = 0
+    """Steps on text that the student has written itself (`train.on_policy`)."""
+    replayed_steps: int = 0
+    """Those of them whose text was of an earlier step."""
     training_seconds: float = 0.0
     """Wall clock, in training steps alone: no start, validation or waiting for a save."""
     training_cpu_seconds: float = 0.0

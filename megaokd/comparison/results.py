@@ -10,6 +10,7 @@ from megaokd.comparison.grid import Cell, cells, read_result
 from megaokd.comparison.recipe import Recipe
 from megaokd.comparison.responses import responses_of
 from megaokd.comparison.search import SearchRun, read_choice
+from megaokd.comparison.work import OWN_TEXT
 from megaokd.evaluation.responses import Cost
 from megaokd.evaluation.text_metrics import half_interval
 
@@ -82,6 +83,8 @@ class MethodResult:
     adapted: Mapping[str, Measured] = field(default_factory=dict)
     curves: Mapping[str, list[Curve]] = field(default_factory=dict)
     """Name in log.jsonl -> one curve a seed."""
+    own_text: Mapping[str, Measured] = field(default_factory=dict)
+    """Of `OWN_TEXT`, where it trained on text of its own."""
     written: Cost | None = None
     """What the teacher's responses that it trains on took, once for all seeds; None: it trains on the data's."""
 
@@ -153,6 +156,7 @@ def _method(recipe: Recipe, name: str, results: Mapping["Cell", dict[str, Any]])
         measures=_present(measured, tuple(measures_of(recipe))),
         adapted=_present(adapted, ADAPTED),
         curves={key: [log[key] for log in logs if key in log] for key in {key for log in logs for key in log}},
+        own_text={name: value for name, value in _present(measured, OWN_TEXT).items() if value.mean > 0.0},
         written=responses.cost() if responses is not None and responses.finished else None,
     )
 

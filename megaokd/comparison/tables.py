@@ -6,6 +6,7 @@ from typing import Any
 from megaokd.comparison.recipe import TIMES, Recipe
 from megaokd.comparison.results import ADAPTED, MEASURES, Measured, MethodResult, Results
 from megaokd.comparison.toy import ToyFit
+from megaokd.comparison.work import OWN_TEXT
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows."""
@@ -124,7 +125,7 @@ def notes_of(results: Results, recipe: Recipe) -> list[str]:
             f"teacher: {evaluation['teacher'] or 'none'}; {evaluation['parameters']:,} parameters a student."
         )
         notes.append(_generations(recipe, evaluation))
-    notes += [*_links(recipe), *_written(results)]
+    notes += [*_links(recipe), *_written(results), *_own_text(results)]
     places = Counter(
         f"{place['commit']}, {place['cpu']}, {place.get('gpu', 'no GPU')}" for place in results.environments
     )
@@ -169,6 +170,20 @@ def _written(results: Results) -> list[str]:
         for method in results.methods
         if (cost := method.written) is not None
     ]
+
+
+def _own_text(results: Results) -> list[str]:
+    """How much of a method's training was on what its student wrote: a probability of it may be small, or grow late."""
+    notes = []
+    for method in results.methods:
+        if not method.own_text:
+            continue
+        generated, replayed = (method.own_text.get(name) for name in OWN_TEXT)
+        assert generated is not None
+        text = f"{method.name} trained on its student's own text in {generated.mean:.0f} of its updates"
+        replays = "" if replayed is None else f", {replayed.mean:.0f} of them with text of earlier ones"
+        notes.append(f"{text}{replays}{', means over seeds' if len(method.seeds) > 1 else ''}.")
+    return notes
 
 
 def _generations(recipe: Recipe, evaluation: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from megaokd.errors import UserError
 from megaokd.exit_status import ExitStatus
 from megaokd.subcommand import run_command, shown_command
 
+OWN_TEXT = ("generated_steps", "replayed_steps")
+"""Updates on text that the student has written, and those of them that took it from the buffer."""
 PARTS_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "cell.json", "config.yaml", "output.txt", "summary.json"
 
 
@@ -109,9 +111,10 @@ def must(command: list[str], write: Callable[[str], None], processes: int = 1) -
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Updates and both training times of a run that has ended."""
-    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    return {name: summary[name] for name in ("steps", *TIMES.values())}
+    """Updates, those on the student's own text, and both training times of a run that has ended."""
+    summary = read_json(folder / SUMMARY_FILE)
+    own_text = {name: summary[name] for name in OWN_TEXT if name in summary}  # earlier versions did not count them
+    return {name: summary[name] for name in ("steps", *TIMES.values())} | own_text
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ class Adaptive:
     increase: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Added to the probability when the validation loss has grown."""
     tolerance: Annotated[float, Field(ge=0.0)] = 0.1
-    """How far `validation/student_ce` must lie above the value that it had at the last increase, or at the first
-    validation."""
+    """How far `validation/student_ce` must lie above the value that it had at the last increase, or before the first
+    step."""
     capacity: Annotated[int, Field(gt=0)] = 1000
     """Rows that the buffer holds, of all processes together; at least `train.global_batch`."""
 

@@ -1,9 +1,9 @@
 """DistiLLM's adaptive off-policy use of the student's output (arXiv 2402.03898), as in its authors' code.
 
 The probability of a step on the student's text begins at `on_policy.probability` and grows by `increase` each time that
-the validation loss exceeds its last reference by `tolerance`, which then becomes the reference. The first validation
-sets it. Of these steps a share that falls linearly to zero over the run writes anew, and so do all until the buffer is
-full; the others draw from the buffer.
+the validation loss exceeds its last reference by `tolerance`, which then becomes the reference. The first one is the
+loss before the first step. Of these steps a share that falls linearly to zero over the run writes anew, and so do all
+until the buffer is full; the others draw from the buffer.
 """
 
 from typing import Literal

@@ -90,6 +90,21 @@ def test_a_full_buffer_is_drawn_from(folders: Path) -> None:
     assert 1.0 in replayed[SAVED_AT:], "the continued run would not need the buffer"
 
 
+def test_the_schedule_compares_with_the_student_before_the_first_step(folders: Path) -> None:
+    records = [json.loads(line) for line in (folders / "adaptive" / "log.jsonl").read_text().splitlines()]
+    validations = {line["step"]: line["validation/student_ce"] for line in records if line["kind"] == "validation"}
+    assert sorted(validations) == [0, 2, 4, 6, 8]
+    probability = next(line["on_policy/probability"] for line in lines(folders / "adaptive") if line["step"] == 3)
+    assert probability == pytest.approx(0.95 if validations[2] >= validations[0] else 0.9)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "adaptive-continued"])
+def test_steps_on_the_students_text_are_counted(name: str, folders: Path) -> None:
+    summary = json.loads((folders / name / "summary.json").read_text())
+    for kind in ("generated", "replayed"):
+        assert summary[f"{kind}_steps"] == sum(line[f"on_policy/{kind}"] for line in lines(folders / "adaptive")) > 0
+
+
 def test_the_loss_is_that_of_what_transformers_writes(tiny_world: TinyWorld, folders: Path) -> None:
     """Greedy responses of the initial student, and JSD over their tokens; no cross-entropy in either loss."""
     (line,) = lines(folders / "greedy")

@@ -143,6 +143,17 @@ def write_finished(cell: Cell, measured: dict[str, Any]) -> None:
     (cell.folder / "result.json").write_text(json.dumps({**cost, "evaluation": evaluation}))
 
 
+def test_updates_on_the_students_own_text_are_told() -> None:
+    recipe = Recipe(folder="f", base={}, methods={"a": {}}, seeds=(0, 1), evaluation=EvaluationOptions(data="d"))
+    own = {"generated_steps": Measured((150.0, 140.0)), "replayed_steps": Measured((0.0, 2.0))}
+    methods = [MethodResult(name="distillm", seeds=(0, 1), own_text=own), MethodResult(name="sft", seeds=(0, 1))]
+    notes = tables.notes_of(Results(methods=methods, environments=[], failures={}, evaluation={}), recipe)
+    assert [note for note in notes if "own text" in note] == [
+        "distillm trained on its student's own text in 145 of its updates, 1 of them with text of earlier ones, means "
+        "over seeds."
+    ]
+
+
 def test_the_verdict_tells_chance_from_difference() -> None:
     """By differences seed by seed: seeds may lie further apart than methods. What ran once is not ranked."""
     values = {"kd": (1.0, 2.0, 3.0), "sft": (1.31, 2.3, 3.32), "okd": (1.2, 1.9, 3.3)}
