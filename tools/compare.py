@@ -51,16 +51,17 @@ def main(argv: Sequence[str]) -> int:
 def _run_grid(recipe: Recipe) -> dict[str, str]:
     """Cell or search -> what it failed with."""
     from megaokd.comparison.grid import all_work
+    from megaokd.comparison.preflight import check_before_training, check_sources
     from megaokd.comparison.work import CellError
-    from megaokd.evaluation.prompts import prompt_texts
 
     grid = all_work(recipe)
+    check_sources(grid)
     for work in grid:
         if all(source.finished for source in work.sources):
             work.check_unchanged()
     missing = [work for work in grid if not work.finished]
-    for file in recipe.evaluation.prompt_files if missing else []:
-        prompt_texts(file)  # before anything is trained: its mistakes would be met at the first evaluation
+    if missing:
+        check_before_training(recipe)
     failures: dict[str, str] = {}
     with tqdm(total=len(grid), initial=len(grid) - len(missing), unit="cell", dynamic_ncols=True) as bar:
         for work in missing:

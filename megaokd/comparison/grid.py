@@ -13,15 +13,18 @@ from megaokd.comparison.search import SearchRun, read_choice
 from megaokd.comparison.work import (
     CONFIG_FILE,
     PARTS_FILE,
+    SUMMARY_FILE,
     Work,
     begun,
     check_same,
     cost,
+    identity_of,
     must,
     output_of,
     read_json,
     train,
     trained,
+    write_parts,
 )
 from megaokd.config_file import to_dict
 from megaokd.evaluation.report import RESULT_FILE
@@ -59,6 +62,16 @@ class Cell:
         return (self.evaluation_folder / RESULT_FILE).is_file()
 
     @property
+    def begun(self) -> bool:
+        """Whether its run would go on from a checkpoint, or has ended."""
+        return begun(self.folder)
+
+    @property
+    def identity(self) -> str:
+        """Of its run; its evaluation is taken by nobody."""
+        return identity_of(self.folder / SUMMARY_FILE)
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         return trained(self.folder) and self.evaluated and (self.folder / CELL_FILE).is_file()
@@ -86,7 +99,7 @@ class Cell:
 
     def check_unchanged(self) -> None:
         """Refuse another configuration than it was begun with, other options than it was evaluated with."""
-        done = {"training": self.folder} if begun(self.folder) else {}
+        done = {"training": self.folder} if self.begun else {}
         done |= {"evaluation": self.evaluation_folder} if self.evaluated else {}
         check_same(self.name, self.folder / PARTS_FILE, self.parts(), done)
 
@@ -99,9 +112,10 @@ class Cell:
         say(self.name)
         parts = self.parts()
         with output_of(self.folder) as write:
-            write_json(self.folder / PARTS_FILE, parts)
-            if not trained(self.folder):
+            write_parts(self, parts)
+            if not (trained(self.folder) and self.evaluated):
                 self._make_teacher(write)
+            if not trained(self.folder):
                 train(self.folder, parts["training"]["config"], self.recipe.processes, write)
             if not self.evaluated:
                 # One that was killed may have left a part of its files.

@@ -1,4 +1,4 @@
-"""Reading a recipe: every mistake is found before the first run, and named with its line."""
+"""Reading a recipe: what it shows by itself to be wrong is named with its line; `preflight` looks at other files."""
 
 import re
 from collections.abc import Mapping
@@ -45,6 +45,7 @@ def load_recipe(path: str | Path) -> Recipe:
     for name in recipe.methods:
         where = origins[("methods", name)]
         _check_adapted_teacher(name, options[name], configs, where)
+        _check_from_teacher(recipe, name, configs[name], where)
         _check_responses(recipe, name, where)
         _check_search(recipe, name, configs[name], where)
     return recipe
@@ -162,10 +163,14 @@ def _check_adapted_teacher(name: str, options: EntryOptions, configs: Mapping[st
             f"{where}: {name}.adapted_teacher_of = {source!r}, whose modules cannot be merged into its teacher: that "
             "needs teacher.online.kind=lora"
         )
-    if configs[name].student.from_teacher is not None:
+
+
+def _check_from_teacher(recipe: Recipe, name: str, config: Config, where: str) -> None:
+    """A student that is made of the method's own teacher: of another one, or without one, it is another student."""
+    if config.student.from_teacher is not None and config.teacher.path != recipe.teacher:
         raise UserError(
-            f"{where}: {name}.adapted_teacher_of: with student.from_teacher its student would start from other weights "
-            "than the rest; export that student once and give it as student.path"
+            f"{where}: {name} has not the teacher of base, so with student.from_teacher its student would start from "
+            "other weights than the rest, or from none; export that student once and give it as student.path"
         )
 
 
@@ -196,7 +201,7 @@ def _check_search(recipe: Recipe, name: str, config: Config, where: str) -> None
         return
     if config.data.validation is None or config.train.validate_every == 0:
         raise UserError(f"{where}: {name}.search chooses by the validation data: set data.validation, validate_every")
-    if Path(recipe.evaluation.data) == Path(config.data.validation):
+    if Path(recipe.evaluation.data).resolve() == Path(config.data.validation).resolve():
         raise UserError(
             f"{where}: {name}.search chooses on {config.data.validation}, which is evaluation.data too; what is "
             "reported has to be measured on other data"

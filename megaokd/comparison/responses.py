@@ -13,10 +13,9 @@ from typing import Any
 
 from megaokd.comparison.entry import Responses
 from megaokd.comparison.recipe import Recipe
-from megaokd.comparison.work import PARTS_FILE, Work, check_same, must, output_of, read_json
+from megaokd.comparison.work import PARTS_FILE, Work, check_same, identity_of, must, output_of, read_json, write_parts
 from megaokd.config_file import to_dict
 from megaokd.evaluation.responses import Cost, cost_file
-from megaokd.files import write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +53,16 @@ class ResponsesRun:
         return responses
 
     @property
+    def begun(self) -> bool:
+        """Whether some are there."""
+        return any(self.folder.glob(f"{self.texts.name}*"))
+
+    @property
+    def identity(self) -> str:
+        """Of what they cost, which is written when they are whole."""
+        return identity_of(cost_file(self.texts))
+
+    @property
     def finished(self) -> bool:
         """Whether there is something to train on."""
         return self.data.is_dir()
@@ -70,8 +79,8 @@ class ResponsesRun:
 
     def check_unchanged(self) -> None:
         """Refuse other options than those that it was begun with."""
-        begun = any(self.folder.glob(f"{self.texts.name}*"))
-        check_same(self.name, self.folder / PARTS_FILE, self.parts(), {"generation": self.folder} if begun else {})
+        done = {"generation": self.folder} if self.begun else {}
+        check_same(self.name, self.folder / PARTS_FILE, self.parts(), done)
 
     def run(self, say: Callable[[str], None]) -> None:
         """Generate from where it stands, then tokenize.
@@ -83,7 +92,7 @@ class ResponsesRun:
         teacher = self.recipe.teacher
         assert teacher is not None
         with output_of(self.folder) as write:
-            write_json(self.folder / PARTS_FILE, self.parts())
+            write_parts(self, self.parts())
             if not self.texts.is_file():
                 words = ["megaokd", "generate", "--model", teacher, "--output", str(self.texts)]
                 must([*words, *self.options.arguments()], write, self.recipe.processes)

@@ -4,6 +4,7 @@ FOLDER/search/METHOD/trial-1/     a training run, without export or evaluation
 FOLDER/search/METHOD/choice.json  every trial's settings and value, and what was chosen; once written, it stands
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from megaokd.comparison.work import (
     begun,
     check_same,
     cost,
+    identity_of,
     output_of,
     read_json,
     train,
     trained,
+    write_parts,
 )
 from megaokd.config_file import to_dict
 from megaokd.exit_status import ExitStatus
@@ -62,6 +65,16 @@ class SearchRun:
         return self.recipe.seeds[0] if self.options.seed is None else self.options.seed
 
     @property
+    def begun(self) -> bool:
+        """Whether a trial would go on from a checkpoint, or all have ended."""
+        return self.finished or any(begun(folder) for _, folder in self.trials())
+
+    @property
+    def identity(self) -> str:
+        """Of the choice."""
+        return identity_of(self.folder / CHOICE_FILE)
+
+    @property
     def finished(self) -> bool:
         """Whether there is a choice."""
         return (self.folder / CHOICE_FILE).is_file()
@@ -81,8 +94,7 @@ class SearchRun:
 
     def check_unchanged(self) -> None:
         """Refuse other settings, or another configuration, than its trials had."""
-        anything = self.finished or any(begun(folder) for _, folder in self.trials())
-        check_same(self.name, self.folder / PARTS_FILE, self._parts(), {"search": self.folder} if anything else {})
+        check_same(self.name, self.folder / PARTS_FILE, self._parts(), {"search": self.folder} if self.begun else {})
 
     def run(self, say: Callable[[str], None]) -> None:
         """Train what trials are left, then choose. A trial that fails, as a too high setting may, cannot be chosen.
@@ -91,7 +103,7 @@ class SearchRun:
             CellError: a trial was interrupted, or none came to its end.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / PARTS_FILE, self._parts())
+        write_parts(self, self._parts())
         rows = []
         for number, (chosen, folder) in enumerate(self.trials(), start=1):
             say(f"{self.name} {number}/{len(self.trials())}")
@@ -111,10 +123,15 @@ class SearchRun:
                 if not trained(folder):
                     train(folder, self._config(chosen, folder), self.recipe.processes, write)
         except CellError as error:
-            if error.status == ExitStatus.INTERRUPTED:
+            if (
+                error.status == ExitStatus.INTERRUPTED or error.status < 0
+            ):  # a signal, which says nothing of the setting
                 raise
             return {"value": None, "failure": str(error)}
-        return {"value": _last(folder, self.options.metric), **cost(folder)}
+        value = _last(folder, self.options.metric)
+        if not math.isfinite(value):
+            return {"value": None, "failure": f"{self.options.metric} is {value}"}
+        return {"value": value, **cost(folder)}
 
     def _config(self, chosen: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = self.recipe.values(self.method, self.seed, folder, chosen=chosen, steps=self.options.steps)

@@ -1,5 +1,6 @@
 """What a comparison's tables come to, in sentences: the best by each measure, and what is not told apart from it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from megaokd.comparison.results import JUDGED, MEASURES, MethodResult, Results, higher_is_better, kind_of
@@ -8,10 +9,11 @@ from megaokd.comparison.results import JUDGED, MEASURES, MethodResult, Results, 
 def verdict(results: Results, time: str) -> list[str]:
     """For a reader with one question; `time`: the training time that methods are compared by.
 
-    Methods with fewer seeds than others are named and not ranked.
+    Methods without all of the seeds are named and not ranked. The best is chosen by the seeds that it is then compared
+    on, and nothing corrects for the number of comparisons.
     """
-    most = max((len(method.seeds) for method in results.methods), default=0)
-    ranked = [method for method in results.methods if len(method.seeds) == most > 0]
+    most = max((method.seeds for method in results.methods), key=len, default=())
+    ranked = [method for method in results.methods if method.seeds == most != ()]
     if len(ranked) < 2:
         return []
     sentences = []
@@ -19,18 +21,24 @@ def verdict(results: Results, time: str) -> list[str]:
         if kind_of(key) in JUDGED and all(key in method.measures for method in ranked):
             best, words = _best(ranked, key, column)
             sentences.append(words)
-            alike = [method for method in ranked if method.steps != best.steps]
-            if len({method.steps for method in alike}) == 1 < len(alike):  # the best one took more or fewer updates
+            alike = _of_usual_length(ranked)
+            if best not in alike and len(alike) > 1:
                 words = _best(alike, key, column)[1]
                 sentences.append(f"Of those with the same number of updates: {words[0].lower()}{words[1:]}")
-    fastest = min(ranked, key=lambda method: method.measures[time].mean)
+    fastest = min(ranked, key=lambda method: method.measures[time].mean + (method.writing_seconds(time) or 0.0))
     sentences.append(f"Shortest training: {fastest.name}, {fastest.measures[time].mean:.1f} {MEASURES[time][9:]}.")
     if results.evaluation.get("teacher_cross_entropy") is not None:
         sentences.append(f"The teacher's own cross-entropy: {results.evaluation['teacher_cross_entropy']:.4f}.")
-    fewer = [method.name for method in results.methods if len(method.seeds) < most]
-    if fewer:
-        sentences.append(f"Not ranked, with fewer than {most} seeds: {', '.join(fewer)}.")
+    others = [method.name for method in results.methods if method.seeds != most]
+    if others:
+        sentences.append(f"Not ranked, without the seeds {', '.join(map(str, most))}: {', '.join(others)}.")
     return sentences
+
+
+def _of_usual_length(ranked: Sequence[MethodResult]) -> list[MethodResult]:
+    """Those with the number of updates that most of them have, the same for every seed."""
+    usual = Counter(method.steps for method in ranked if len(set(method.steps)) == 1).most_common(1)
+    return [method for method in ranked if usual and method.steps == usual[0][0]]
 
 
 def _best(ranked: Sequence[MethodResult], key: str, column: str) -> tuple[MethodResult, str]:

@@ -1,7 +1,7 @@
 """What a cell and a trial have in common: training in a process of its own, refusing what a changed recipe mixes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,11 @@ import yaml
 from megaokd.comparison.recipe import TIMES
 from megaokd.errors import UserError
 from megaokd.exit_status import ExitStatus
+from megaokd.files import file_sha256, write_json
 from megaokd.subcommand import run_command, shown_command
 
+SOURCES = "sources"
+"""In a work's parts: name -> identity of what it took something from."""
 OWN_TEXT = ("generated_steps", "replayed_steps")
 """Updates on text that the student has written, and those of them that took it from the buffer."""
 PARTS_FILE, CONFIG_FILE, OUTPUT_FILE, SUMMARY_FILE = "cell.json", "config.yaml", "output.txt", "summary.json"
@@ -32,6 +35,21 @@ class Work(Protocol):
     @property
     def name(self) -> str:
         """For people; no other's."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it lies."""
+        ...
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something that it would go on from."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Of what it made, for those that take it: another after it was made again; empty before."""
         ...
 
     @property
@@ -121,6 +139,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote."""
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
+
+
+def identity_of(file: Path) -> str:
+    """A hash of what a work wrote last; it holds measured times, so that no second run of it has the same."""
+    return file_sha256(file) if file.is_file() else ""
+
+
+def write_parts(work: Work, parts: Mapping[str, Any]) -> None:
+    """Write down what decides the result of `work`, and what its sources are now."""
+    write_json(work.folder / PARTS_FILE, {**parts, SOURCES: _sources(work)})
+
+
+def outdated(grid: Iterable[Work]) -> list[Work]:
+    """Works that took something from a source that has been made again since, or is gone; and what took from these.
+
+    grid: each after its sources. What an earlier version began has no account of its sources, and is not among them.
+    """
+    found: dict[str, Work] = {}
+    for work in grid:
+        if not (work.begun and (work.folder / PARTS_FILE).is_file()):
+            continue
+        now = _sources(work)
+        before = read_json(work.folder / PARTS_FILE).get(SOURCES, {})
+        if any(before.get(name, now[name]) != now[name] or name in found for name in now):
+            found[work.name] = work
+    return list(found.values())
+
+
+def _sources(work: Work) -> dict[str, str]:
+    return {source.name: source.identity for source in work.sources}
 
 
 def check_same(name: str, path: Path, parts: Mapping[str, Any], done: Mapping[str, Path]) -> None:

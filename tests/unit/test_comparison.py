@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from megaokd.comparison import responses
 from megaokd.comparison.grid import Cell, all_work
 from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
+from megaokd.comparison.preflight import check_sources
 from megaokd.comparison.recipe import Recipe, merged
 from megaokd.comparison.results import MEASURES, Measured, measures_of
 from megaokd.comparison.search import SearchRun, read_choice
-from megaokd.comparison.work import CellError
+from megaokd.comparison.work import CellError, write_parts
 from megaokd.config_file import parse_config
 from megaokd.errors import UserError
 from megaokd.evaluation.figures import check_matplotlib
@@ -278,7 +280,7 @@ def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, mo
     ran: list[str] = []
 
     class Pretended:
-        name, sources, finished = "a cell", (), False
+        name, sources, finished, begun = "a cell", (), False, False
 
         def check_unchanged(self) -> None:
             pass
@@ -288,6 +290,7 @@ def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, mo
 
     work = Pretended()
     monkeypatch.setattr("megaokd.comparison.grid.all_work", lambda _: [work])
+    monkeypatch.setattr("megaokd.comparison.preflight.TokenDataset", lambda _: None)
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"prompt": "p", "output": "o"}\n')
     bad.write_text('{"prompt": "p", "output": "o"}\n{"prompt": "p"}\n')
@@ -307,6 +310,61 @@ def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, mo
     monkeypatch.setattr(work, "finished", False)
     assert compare_command._run_grid(load_recipe(write(tmp_path, evaluation__prompts={"a": str(good)}))) == {}
     assert ran == ["a cell"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "data/test"),
+        (
+            {"methods__gkd": {"method": "gkd"}, "base__parallel": {"pipeline": 2}},
+            "method 'gkd': train.on_policy does not run with parallel.pipeline",
+        ),
+        ({"methods__lm": {"method": "distillm"}}, "method 'lm': train.on_policy with adaptive needs train.validate"),
+        ({"methods__idle": {"method": "okd_lora", "objective": {"teacher": {"ce": 0.0}}}}, "method 'idle': "),
+    ],
+)
+def test_what_would_fail_in_every_cell_is_told_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    if changes:
+        monkeypatch.setattr("megaokd.comparison.preflight.TokenDataset", lambda _: None)
+    monkeypatch.setattr("megaokd.comparison.work.run_command", lambda *_: pytest.fail("something was run"))
+    recipe = load_recipe(write(tmp_path, folder=str(tmp_path / "grid"), **changes))
+    with pytest.raises(UserError, match=words):
+        compare_command._run_grid(recipe)
+
+
+def test_what_took_from_a_run_that_is_made_again_is_told(tmp_path: Path) -> None:
+    """Whoever removes a cell's folder to have it made again would else get a report of two runs."""
+    recipe = linked(tmp_path)
+    recipe.search_folder("okd").mkdir(parents=True)
+    (recipe.search_folder("okd") / "choice.json").write_text(json.dumps({"chosen": {}}))
+    grid = all_work(recipe)
+
+    def train(name: str, seconds: float) -> None:
+        work = next(work for work in grid if work.name == name)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        write_parts(work, {})
+        summary = {"steps": 3, "training_seconds": seconds, "training_cpu_seconds": 1.0}
+        (work.folder / "summary.json").write_text(json.dumps(summary))
+
+    for name in ("sft, seed 0", "okd, seed 0", "longer, seed 0", "static, seed 0"):
+        train(name, 1.0)
+    check_sources(grid)
+    train("okd, seed 0", 2.0)
+    with pytest.raises(
+        UserError, match=r"^static, seed 0, longer, seed 0: .*remove \S+static/seed-0 \S+longer/seed-0 to"
+    ):
+        check_sources(grid)
+    (recipe.cell_folder("okd", 0) / "summary.json").unlink()
+    for name in ("longer", "static"):
+        shutil.rmtree(recipe.cell_folder(name, 0))
+    check_sources(grid)
+    train("okd, seed 0", 2.0)
+    (recipe.search_folder("okd") / "choice.json").write_text(json.dumps({"chosen": {}, "trials": []}))
+    with pytest.raises(UserError, match=r"^okd, seed 0: made from an earlier run of okd, search, "):
+        check_sources(grid)
 
 
 def test_how_evaluation_is_split_decides_nothing(tmp_path: Path) -> None:

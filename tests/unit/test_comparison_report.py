@@ -168,11 +168,16 @@ def test_the_verdict_tells_chance_from_difference() -> None:
     assert best == "Lowest cross-entropy: kd, 2.0000 with 9 updates. Not told apart from it by 3 seeds: okd."
     assert fastest == "Shortest training: kd, 5.0 seconds."
     assert teacher == "The teacher's own cross-entropy: 0.5000."
-    assert fewer == "Not ranked, with fewer than 3 seeds: jsd."
+    assert fewer == "Not ranked, without the seeds 0, 1, 2: jsd."
     longer = replace(methods[0], steps=(20, 21, 22))
     words = verdict(replace(results, methods=[longer, *methods[1:]]), "training_seconds")
     assert words[0].startswith("Lowest cross-entropy: kd, 2.0000 with 20 / 21 / 22 updates.")
     assert words[1].startswith("Of those with the same number of updates: lowest cross-entropy: okd, 2.1333 with")
+    two = replace(longer, name="kd too", steps=(22, 23, 24))  # another one of equal time does not end the comparison
+    assert verdict(replace(results, methods=[longer, two, *methods[1:]]), "training_seconds")[1] == words[1]
+    split = replace(methods[1], seeds=(0, 1, 3))  # means over other seeds are not comparable
+    words = verdict(replace(results, methods=[methods[0], split, methods[2]]), "training_seconds")
+    assert words[-1] == "Not ranked, without the seeds 0, 1, 2: sft."
     assert "All others are behind" in verdict(replace(results, methods=methods[:2]), "training_seconds")[0]
     single = [
         replace(method, seeds=(0,), measures={"cross_entropy": Measured((n,))} | time)
