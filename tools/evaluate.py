@@ -1,4 +1,4 @@
-"""`megaokd evaluate`: cross-entropy, divergence to a teacher and ROUGE-L of a Hugging Face model folder.
+"""`megaokd evaluate`: cross-entropy, divergence to a teacher and ROUGE-L of a Hugging Face model or a run's checkpoint.
 
 Under a launcher or without one: each model is split over --tensor processes, and what is left of the processes shares
 the data. Writes evaluation.json, evaluation.md and generations.jsonl, or generations.NAME.jsonl of each of several sets
@@ -32,16 +32,10 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
     from megaokd.evaluation.ranks import Ranks
     from megaokd.evaluation.report import generation_files, summary, write_report
+    from megaokd.models.hub import fetch_folder
 
     disable_progress_bar()
     data = TokenDataset(options.data)
-    folders = Folders(
-        model=options.model,
-        data=options.data,
-        tokenizer=data.tokenizer_path,
-        teacher=options.teacher,
-        adapted_teacher=options.adapted_teacher,
-    )
     generations = GenerationOptions(
         count=options.generate,
         max_new_tokens=options.max_new_tokens,
@@ -53,6 +47,13 @@ def main(argv: Sequence[str]) -> int:
     sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
 
     def work(mesh: "ParallelMesh") -> ExitStatus:
+        folders = Folders(
+            model=fetch_folder(options.model),
+            data=options.data,
+            tokenizer=data.tokenizer_path,
+            teacher=options.teacher and fetch_folder(options.teacher),
+            adapted_teacher=options.adapted_teacher,
+        )
         result = evaluate(folders, data, generations, Ranks.of(mesh), **sizes)
         if mesh.is_main:
             write_report(result, options.output)
@@ -87,9 +88,13 @@ def prompt_files(words: Sequence[str] | None) -> str | dict[str, str] | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megaokd evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face model folder (safetensors)")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Hugging Face model (safetensors), a folder or a Hub name; or RUN/checkpoints/step-N",
+    )
     parser.add_argument("--data", required=True, help="tokenized data set, as `megaokd preprocess` writes it")
-    parser.add_argument("--teacher", help="Hugging Face folder of the teacher, for the divergences to it")
+    parser.add_argument("--teacher", help="Hugging Face model of the teacher, for the divergences to it")
     parser.add_argument("--adapted-teacher", help="the moved teacher: a model folder, or the adapter that a run leaves")
     parser.add_argument("--generate", type=count, default=0, metavar="N", help="prompts to continue (default: none)")
     parser.add_argument(

@@ -9,6 +9,7 @@ hand, and the exit status is 75.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,10 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.evaluation.ranks import Ranks
     from megaokd.evaluation.responses import Responding, write_responses
     from megaokd.generation.options import GenerationOptions
+    from megaokd.models.hub import fetch_folder
 
     responding = Responding(
-        model=options.model,
+        model=Path(options.model),
         prompts=options.prompts,
         output=options.output,
         options=GenerationOptions(
@@ -49,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
             if mesh.is_main:
                 print(text, flush=True)
 
-        whole = write_responses(responding, Ranks.of(mesh), say, lambda: stop.requested)
+        fetched = replace(responding, model=Path(fetch_folder(options.model)))
+        whole = write_responses(fetched, Ranks.of(mesh), say, lambda: stop.requested)
         return ExitStatus.FINISHED if whole else ExitStatus.INTERRUPTED
 
     with StopRequest() as stop:
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megaokd generate", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder with its tokenizer")
+    parser.add_argument("--model", required=True, help="Hugging Face model with its tokenizer, a folder or a Hub name")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE.jsonl", help="objects with `prompt`")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="must not exist")
     parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="default: 128")

@@ -25,6 +25,7 @@ from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.parameters import TrainableParameter
 from megaokd.errors import RunError, UserError
 from megaokd.mesh import ParallelMesh
+from megaokd.models.decoder import Decoder
 
 
 def tensors_to_save(
@@ -106,6 +107,26 @@ def load_tensors(
     optimizer_state.set_step(engine.zero_optimizer, step)
     if rng in targets:
         torch.set_rng_state(targets[rng])
+
+
+@torch.no_grad()
+def load_weights(path: Path, group: str, decoder: Decoder) -> None:
+    """Fill a decoder's weights from those of a group, from whatever layout wrote them. Collective over the world.
+
+    Raises:
+        UserError: as in `load_tensors`.
+    """
+    layouts = decoder.named_layouts()
+    targets: dict[str, torch.Tensor] = {
+        f"{group}.{name}": GlobalSlice.of(parameter.detach(), layout)
+        for name, parameter, layout in layouts
+        if layout.is_held
+    }
+    try:
+        with _quiet():
+            load(targets, storage_reader=HuggingFaceStorageReader(str(path)))
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: does not fit this model: {_first_cause(error)}") from error
 
 
 def _first_cause(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from megaokd.data.tokenizer import first_difference, load_tokenizer, vocabulary_size
 from megaokd.errors import UserError
 from megaokd.evaluation.adapter import FolderAdapter
+from megaokd.evaluation.checkpoint_student import is_checkpoint, load_student, student_architecture
 from megaokd.evaluation.ranks import Ranks
 from megaokd.models.architecture import DecoderArchitecture
 from megaokd.models.decoder import Decoder, DecoderSlice
@@ -40,11 +41,14 @@ class ModelLoader:
         return min(arch.max_positions for arch in self.architectures.values())
 
     def load(self, folder: str | Path) -> Decoder:
-        """The model in `folder`; a `UserError` where its files are damaged."""
+        """The model in `folder`, or the student of a checkpoint; a `UserError` where its files are damaged."""
         arch = self.architectures[str(folder)]
         with torch.device(self.ranks.device):
             decoder = Decoder(arch, DecoderSlice(range(arch.num_layers)), self.vocab, self.ranks.tp)
-        load_decoder(decoder, folder)
+        if is_checkpoint(folder):
+            load_student(decoder, Path(folder))
+        else:
+            load_decoder(decoder, folder)
         freeze(decoder.parameters())
         return decoder.eval()
 
@@ -61,11 +65,17 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def _architecture(folder: Path, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> DecoderArchitecture:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no Hugging Face model folder (config.json is missing)")
-    arch = read_architecture(str(folder))
+    if is_checkpoint(folder):
+        arch = student_architecture(folder, vocabulary_size(tokenizer))
+    elif (folder / "config.json").is_file():
+        arch = read_architecture(str(folder))
+        _check_vocabulary(folder, arch.vocab_size, tokenizer)
+    else:
+        raise UserError(
+            f"{folder}: neither a Hugging Face model folder (config.json is missing) nor a checkpoint "
+            "(RUN/checkpoints/step-N)"
+        )
     arch.check_layout(str(folder), tensor=ranks.tp.size, stages=1)
-    _check_vocabulary(folder, arch.vocab_size, tokenizer)
     return arch
 
 

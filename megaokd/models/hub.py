@@ -25,12 +25,12 @@ def fetch_models(config: Config) -> Config:
     teacher, student = config.teacher, config.student
     return replace(
         config,
-        teacher=replace(teacher, path=fetch_folder(teacher.path)),
-        student=replace(student, path=fetch_folder(student.path)),
+        teacher=replace(teacher, path=teacher.path and fetch_folder(teacher.path)),
+        student=replace(student, path=student.path and fetch_folder(student.path)),
     )
 
 
-def fetch_folder(path: str | None) -> str | None:
+def fetch_folder(path: str) -> str:
     """A folder's path as it is; of `owner/name` or `owner/name@revision` the folder in the Hub's cache.
 
     With HF_HUB_OFFLINE=1 only the cache is asked. A path that has not the form of a name is returned as it is.
@@ -38,7 +38,7 @@ def fetch_folder(path: str | None) -> str | None:
     Raises:
         UserError: see `fetch_models`.
     """
-    if path is None or Path(path).exists() or not may_be_hub_name(path):
+    if Path(path).exists() or not may_be_hub_name(path):
         return path
     name, _, revision = path.partition("@")
     try:

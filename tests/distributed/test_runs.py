@@ -128,6 +128,31 @@ def test_a_checkpoint_is_exported_in_another_layout(uninterrupted: Path, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_a_checkpoint_is_evaluated_as_its_export(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
+    """Read where it lies, split otherwise than it was trained; generations too. The last step is what was exported."""
+    checkpoints = uninterrupted / "checkpoints"
+    found = {}
+    for name, model, tensor in (
+        ("export", uninterrupted / "student", 1),
+        ("checkpoint", checkpoints / "step-00000012", 2),
+        ("earlier", checkpoints / "step-00000006", 1),
+    ):
+        words = ["--model", model, "--data", tiny_world.validation, "--generate", "4", "--max-new-tokens", "8"]
+        words += ["--tensor", str(tensor), "--output", tmp_path / name]
+        must(forked(tensor if tensor > 1 else 0, "-m", "megaokd.cli", "evaluate", *words))
+        found[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
+    assert found["checkpoint"]["cross_entropy"] == pytest.approx(found["export"]["cross_entropy"], rel=1e-6)
+    assert found["earlier"]["cross_entropy"] != pytest.approx(found["export"]["cross_entropy"], rel=1e-4)
+    assert found["checkpoint"]["parameters"] == found["export"]["parameters"]
+    texts = [(tmp_path / name / "generations.jsonl").read_text() for name in ("checkpoint", "export")]
+    assert texts[0] == texts[1]
+    for path in (uninterrupted, checkpoints / "step-00000099"):
+        words = ["--model", path, "--data", tiny_world.validation, "--output", tmp_path / "none"]
+        result = forked(0, "-m", "megaokd.cli", "evaluate", *words)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert f"{path}: neither a Hugging Face model folder" in result.stderr
+
+
 def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = {

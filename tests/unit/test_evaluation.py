@@ -383,7 +383,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         folders = Folders(model=folder, data="data", tokenizer=model, teacher=teacher)
         evaluate(folders, Data(5), GenerationOptions(count=1, max_new_tokens=max_new_tokens))
 
-    with pytest.raises(UserError, match=r"absent: no Hugging Face model folder"):
+    with pytest.raises(UserError, match=r"absent: neither a Hugging Face model folder .* nor a checkpoint"):
         attempt(tmp_path / "absent")
     with pytest.raises(UserError, match=r"id 40 is absent in the first"):
         attempt(model, teacher=save(tmp_path / "small", make_model(0, 40), make_tokenizer(40)))

@@ -196,4 +196,3 @@ def test_a_hub_name_is_its_folder_in_the_cache(tmp_path: Path, monkeypatch: pyte
         fetch_folder("somebody/tiny@v2")
     assert fetch_folder(str(tmp_path)) == str(tmp_path)
     assert fetch_folder("./missing") == "./missing"
-    assert fetch_folder(None) is None
