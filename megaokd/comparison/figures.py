@@ -16,8 +16,9 @@ FIGURES = {
     ),
     "loss.png": (
         "Loss",
-        "The student's cross-entropy over its updates, on training batches (dashed) and on the validation data. What "
-        "lies far above the rest is cut off.",
+        "The student's cross-entropy over its updates, on training batches (dashed; text that the student has "
+        "written among them, where a method trains on it) and on the validation data. What lies far above the rest is "
+        "cut off.",
     ),
     "drift.png": (
         "Drift of the teacher",

@@ -125,6 +125,10 @@ def notes_of(results: Results, recipe: Recipe) -> list[str]:
             f"teacher: {evaluation['teacher'] or 'none'}; {evaluation['parameters']:,} parameters a student."
         )
         notes.append(_generations(recipe, evaluation))
+    if any("cache" in (section.get("teacher") or {}) for section in (recipe.base, *recipe.methods.values())):
+        notes.append(
+            "What teacher.cache holds is made before the first step of a run that lacks it: in no training time."
+        )
     notes += [*_links(recipe), *_written(results), *_own_text(results)]
     places = Counter(
         f"{place['commit']}, {place['cpu']}, {place.get('gpu', 'no GPU')}" for place in results.environments
@@ -191,7 +195,7 @@ def _generations(recipe: Recipe, evaluation: dict[str, Any]) -> str:
     if options.generate == 0:
         return "No generations, so no ROUGE-L."
     kind = "greedy" if options.seeds == 0 else f"{options.seeds} sampled"
-    prompts = f"{options.generate} prompts"
+    prompts = f"{evaluation['generations'] // max(1, options.seeds)} prompts"
     if isinstance(options.prompts, dict):
         counts = {name: texts["generations"] // max(1, options.seeds) for name, texts in evaluation["sets"].items()}
         prompts = ", ".join(f"{counts[name]} prompts of {name} ({file})" for name, file in options.prompts.items())

@@ -18,7 +18,7 @@ class TextMetrics:
     """Mean F-measure, 0 to 1."""
     distinct_1: float
     distinct_2: float
-    """Different n-grams / all n-grams of the generations (arXiv 1510.03055)."""
+    """Different n-grams / all n-grams of the generations; after arXiv 1510.03055, which divides by the words."""
     length_ratio: float
     """Words generated / words of the references, each prompt's references averaged."""
     rouge_l_interval: float | None = None

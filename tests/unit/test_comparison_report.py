@@ -134,7 +134,7 @@ def write_finished(cell: Cell, measured: dict[str, Any]) -> None:
     """A cell as it lies there when it has ended, of what these tests look at."""
     place = {"commit": "c", "cpu": "p", "date": "d"}
     evaluation = {"cross_entropy": 1.5, "adapted": None, "environment": place, **measured}
-    evaluation |= {"data": "data/test", "examples": 9, "tokens": 90, "teacher": None, "parameters": 7}
+    evaluation |= {"data": "data/test", "examples": 9, "tokens": 90, "teacher": None, "parameters": 7, "generations": 4}
     cost = {"steps": 3, "training_seconds": 2.0, "training_cpu_seconds": 2.0}
     cell.evaluation_folder.mkdir(parents=True)
     (cell.folder / "log.jsonl").touch()
