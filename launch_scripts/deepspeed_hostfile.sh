@@ -21,7 +21,16 @@ export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ServerAliveInterval=15 -o Serve
 
 # The launcher passes on few variables; without this, processes that share a CPU would each start a thread for every core.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-mapfile -t settings < <(env | grep -E '^(OMP|GLOO|NCCL|TORCH|HF)_')
+
+# What is passed on stands on command lines, which `ps` shows to everybody on every machine, and in the launcher's log.
+settings=()
+while read -r name; do
+    if [[ $name =~ TOKEN|KEY|SECRET|PASSWORD ]]; then
+        echo "$0: $name is not passed on, it would be no secret any more; docs/cluster.md says what to do instead" >&2
+    else
+        settings+=("$name=${!name}")
+    fi
+done < <(compgen -e | grep -E '^(OMP|GLOO|NCCL|TORCH|HF|WANDB)_')
 
 # `env` sets them on every machine. Without --no_local_rank the launcher would add `--local_rank=N`, and the command would
 # be refused. MASTER_PORT keeps two runs on one machine apart.
