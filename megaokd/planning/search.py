@@ -16,6 +16,7 @@ from megaokd.errors import UserError
 from megaokd.mesh import divisors
 from megaokd.pipeline.blueprint import student_splits
 from megaokd.planning.plan import Models, Plan, make_plan, make_setting
+from megaokd.planning.refused import Refused
 
 LARGEST_MICRO_BATCH = 16
 MOST_NODES = 4096
@@ -33,13 +34,14 @@ def search(config: Config, models: Models, cluster: Cluster, loss_share: float) 
     """All layouts of the cluster.
 
     Raises:
-        UserError: none fits, or none can be built; says the least that would do.
+        UserError: none fits, or none can be built; says the least that would do, and why layouts were refused.
     """
-    fitting, smallest, tried = [], None, 0
+    fitting, smallest, tried, refused = [], None, 0, Refused()
     for candidate in candidates(config, models, cluster):
         try:
             setting = make_setting(candidate, models, cluster.processes, loss_share)
-        except UserError:
+        except UserError as error:
+            refused.add(error)
             continue
         tried += 1
         _, memory = largest_rank(setting)
@@ -48,7 +50,12 @@ def search(config: Config, models: Models, cluster: Cluster, loss_share: float) 
         if smallest is None or memory.peak < smallest[0]:
             smallest = memory.peak, candidate
     if not fitting:
-        raise UserError(_nothing(config, models, cluster, loss_share, smallest))
+        if smallest is None:
+            raise UserError(_none_built(config, cluster, refused))
+        told = _none_fits(cluster, *smallest, refused)
+        least = _least_nodes(config, models, cluster, loss_share)
+        would_do = f"{least} nodes would do" if least else "more nodes alone do not help: shorten the rows"
+        raise UserError(f"{told}; {would_do}")
     fitting.sort(key=lambda plan: plan.time.total)
     return Found(fitting, tried)
 
@@ -90,25 +97,29 @@ def _variants(tensor: int, pipeline: int) -> Iterator[Parallel]:
                 yield replace(plain, virtual_stages=2, schedule="interleaved1f1b")
 
 
-def _nothing(
-    config: Config, models: Models, cluster: Cluster, loss_share: float, smallest: tuple[int, Config] | None
-) -> str:
-    """Why nothing is left, and what would do."""
-    here = f"{cluster.nodes} nodes of {cluster.gpus_per_node} x {cluster.gpu.name}"
-    if smallest is None:
-        return (
-            f"no layout of {here} can be built: train.global_batch={config.train.global_batch} must be a multiple of "
-            "the replicas, and with a pipeline hold a micro-batch for each stage"
-        )
-    peak, candidate = smallest
-    told = (
-        f"no layout of {here} fits: the smallest needs {peak / 1e9:.0f} GB a GPU of which "
+def _none_built(config: Config, cluster: Cluster, refused: Refused) -> str:
+    """What `megaokd train` would say of them, or why there was none to try."""
+    if refused:
+        return f"none of {len(refused)} layouts of {_told(cluster)} can be built; {refused.told()}"
+    return (
+        f"no layout of {_told(cluster)} can be built: train.global_batch={config.train.global_batch} is a multiple of "
+        f"the replicas of none; a multiple of {cluster.processes} suits all"
+    )
+
+
+def _none_fits(cluster: Cluster, peak: int, candidate: Config, refused: Refused) -> str:
+    """How much is missing; others, which were refused, might have been smaller."""
+    others = f"; {refused.told()}" if refused else ""
+    return (
+        f"no layout of {_told(cluster)} fits: the smallest needs {peak / 1e9:.0f} GB a GPU of which "
         f"{cluster.usable_bytes / 1e9:.0f} GB are usable (tensor={candidate.parallel.tensor}, "
         f"pipeline={candidate.parallel.pipeline}, "
-        f"micro_batch={candidate.train.micro_batch}, recompute={str(candidate.parallel.recompute).lower()})"
+        f"micro_batch={candidate.train.micro_batch}, recompute={str(candidate.parallel.recompute).lower()}){others}"
     )
-    least = _least_nodes(config, models, cluster, loss_share)
-    return f"{told}; {f'{least} nodes would do' if least else 'more nodes alone do not help: shorten the rows'}"
+
+
+def _told(cluster: Cluster) -> str:
+    return f"{cluster.nodes} nodes of {cluster.gpus_per_node} x {cluster.gpu.name}"
 
 
 def _least_nodes(config: Config, models: Models, cluster: Cluster, loss_share: float) -> int | None:

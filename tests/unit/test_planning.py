@@ -187,10 +187,20 @@ MISTAKES = {
     ("--gpu", "h100", "--nodes", "0"): "--nodes must be at least 1, not 0",
     ("--gpu", "h100", "--efficiency", "50"): "--efficiency must be above 0 and at most 1, not 50",
     ("--gpu", "h100", "--nodes", "3"): r"train.global_batch = 512 is not a multiple of .* 1 x 1|does not divide the 24",
-    ("--gpu", "h100", "--nodes", "3", "--gpus-per-node", "7", "--search", "train.global_batch=8"): (
-        "no layout of 3 nodes of 7 x H100.* can be built: train.global_batch=8"
+    ("--gpu", "h100", "--nodes", "3", "--gpus-per-node", "100", "--search", "train.global_batch=1"): (
+        "no layout of 3 nodes of 100 x H100.* can be built: train.global_batch=1 is .*a multiple of 300 suits"
     ),
-    ("--gpu", "a100-40", "--search"): r"no layout of 1 nodes of 8 x A100 SXM, 40 GB fits: .* \d+ nodes would do$",
+    ("--gpu", "h100", "--nodes", "3", "--gpus-per-node", "7", "--search", "train.global_batch=8"): (
+        'none of 16 layouts of 3 nodes of 7 x H100.* refused are 8 with "parallel.pipeline=21 with 1f1b .*", 8 with "'
+    ),
+    ("--gpu", "h100", "--nodes", "8", "--search", "train.on_policy={}"): (
+        r"none of \d+ layouts .* built; refused are \d+ with .*, 148 with \"train.on_policy needs data.packing=false: "
+        r"[^\"]*\", \d+ with other reasons$"
+    ),
+    ("--gpu", "a100-40", "--search"): r"no layout of 1 nodes of 8 x A100 SXM, 40 GB fits: [^;]*; \d+ nodes would do$",
+    ("--gpu", "a100-40", "--search", "train.on_policy={}", "data.packing=false"): (
+        r"fits: .*refused are \d+ with \"train.on_policy does not run with .*\"; \d+ nodes would do$"
+    ),
     (
         "--gpu",
         "h100",
