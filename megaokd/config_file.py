@@ -36,6 +36,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _validate(values, origins, str(path))
 
 
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides give, as sections, unchecked: `load_config` checks it.
+
+    Raises:
+        UserError: a malformed override.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override, {})
+    return values
+
+
 def parse_config(
     values: dict[str, Any], origins: dict[KeyPath, str] | None = None, source: str = "configuration"
 ) -> Config:

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     # After parsing: --help and a mistake in the configuration must not wait for torch.
     from megaokd.cost.hardware import Assumptions, Cluster, find_gpu
     from megaokd.planning import report
+    from megaokd.planning.candidates import given_keys
     from megaokd.planning.plan import Models, make_plan, make_setting
     from megaokd.planning.search import search
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     models = Models.read(config)
     lines = report.head_lines(models, config, cluster)
     if options.search:
-        found = search(config, models, cluster, options.loss_share)
+        found = search(config, models, cluster, options.loss_share, given_keys(options.overrides))
         data = [report.plan_data(plan, cluster) for plan in found.plans[: options.top]] if options.json else []
         lines += report.search_lines(found, options.top, cluster)
         lines += ["", "the first, on the command line of `megaokd train`:", f"  {report.layout_text(found.plans[0])}"]
@@ -62,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", required=True, metavar="NAME", help="h100, h200, a100-40, a100-80, b200, mi300x, l40s")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--search", action="store_true", help="find the layouts that fit, fastest first")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the layouts that fit, fastest first; keys that are given here stay as they are",
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many --search shows (default: 10)")
     parser.add_argument("--json", action="store_true", help="everything, in bytes and seconds")
     parser.add_argument(

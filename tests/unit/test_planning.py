@@ -156,6 +156,33 @@ def test_search_finds_the_configuration_itself_and_ranks() -> None:
     assert len(found.plans) < found.tried
 
 
+GIVEN = {
+    "parallel.tensor=2": {"tensor": {2}, "pipeline": {1, 2, 4, 8, 16}},
+    "parallel={tensor: 8, recompute: true} train.micro_batch=2": {
+        "tensor": {8},
+        "recompute": {True},
+        "micro_batch": {2},
+        "student_tensor": {4, 8},
+    },
+    "parallel.student_tensor=2": {"tensor": {2, 4, 8}, "student_tensor": {2}},
+    "parallel.student_tensor=auto train.zero_stage=2": {
+        "student_tensor": {1, 2, 4, 8},
+        "zero_stage": {2},
+        "pipeline": {1},
+    },
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_search_leaves_what_the_command_line_gives(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest of the layout is varied, whatever the file says of it; nothing of it means all that is tried."""
+    overrides = re.split(r" (?=train)", given)
+    assert main(["plan", EXAMPLE, "--gpu", "b200", "--nodes", "4", "--search", "--top=9999", "--json", *overrides]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    for key, values in GIVEN[given].items():
+        assert {plan["layout"][key] for plan in plans} == values, key
+
+
 def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", EXAMPLE, "--gpu", "h200", "--nodes", "2", "--json", "train.global_batch=64"]) == 0
     data: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -196,6 +223,9 @@ MISTAKES = {
     ("--gpu", "h100", "--nodes", "8", "--search", "train.on_policy={}"): (
         r"none of \d+ layouts .* built; refused are \d+ with .*, 148 with \"train.on_policy needs data.packing=false: "
         r"[^\"]*\", \d+ with other reasons$"
+    ),
+    ("--gpu", "h100", "--search", "parallel={tensor: 3, recompute: true}"): (
+        r"--search tries no layout of 1 nodes of 8 x H100 .*tensor=3 \(tried are 1, 2, 4, 8\) and .*recompute=true "
     ),
     ("--gpu", "a100-40", "--search"): r"no layout of 1 nodes of 8 x A100 SXM, 40 GB fits: [^;]*; \d+ nodes would do$",
     ("--gpu", "a100-40", "--search", "train.on_policy={}", "data.packing=false"): (
