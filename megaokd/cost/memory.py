@@ -44,6 +44,12 @@ class RankMemory:
     buffers: int
     reduction: int
     """Of reduction and update, what is more than `gradients`."""
+    modules: int
+    """Of `weights`, and of `gradients` as many, the modules'; the rest is the student's."""
+    modules_optimizer: int
+    """Of `optimizer` likewise."""
+    teacher_activations: int
+    """Of `activations` the teacher's, with its modules'."""
     writing: int = 0
 
     @property
@@ -68,15 +74,19 @@ def rank_memory(setting: Setting, pipeline_rank: int) -> RankMemory:
     owned = -(-trained // setting.data_parallel)
     bucket = bucket_size(setting, trained)
     is_last = setting.config.parallel.num_stages - 1 in setting.own_stages(pipeline_rank)
+    activations, of_teacher = _activations(setting, pipeline_rank)
     return RankMemory(
         teacher=teacher.frozen * stored,
         weights=trained * FP32,
         gradients=trained * FP32,
         optimizer=3 * owned * FP32,
-        activations=_activations(setting, pipeline_rank),
+        activations=activations,
         loss=loss_memory(setting, fused=setting.config.objective.fused) if is_last else 0,
         buffers=_pipeline_buffers(setting, pipeline_rank),
         reduction=FP32 * max(bucket + (owned if bucket < trained else 0), 4 * owned - trained),
+        modules=teacher.trained * FP32,
+        modules_optimizer=3 * FP32 * teacher.trained // setting.data_parallel,
+        teacher_activations=of_teacher,
         writing=writing_memory(setting),
     )
 
@@ -85,13 +95,6 @@ def largest_rank(setting: Setting) -> tuple[int, RankMemory]:
     """The pipeline rank that needs most, and what it holds."""
     ranks = [(rank, rank_memory(setting, rank)) for rank in range(setting.config.parallel.pipeline)]
     return max(ranks, key=lambda found: found[1].peak)
-
-
-def stage_cost(setting: Setting, stage: int, *, recompute: bool) -> LayerCost:
-    """One pass of a micro-batch through both models on a stage."""
-    parts = (setting.students[stage], setting.teachers[stage])
-    costs = [part_cost(part, setting.shape(part), recompute=recompute) for part in parts if part is not None]
-    return sum(costs[1:], costs[0])
 
 
 def in_flight(setting: Setting, pipeline_rank: int) -> int:
@@ -109,13 +112,21 @@ def in_flight(setting: Setting, pipeline_rank: int) -> int:
     return min(count * parallel.virtual_stages, begun + 1)
 
 
-def _activations(setting: Setting, pipeline_rank: int) -> int:
+def _activations(setting: Setting, pipeline_rank: int) -> tuple[int, int]:
+    """Of both models, and of them the teacher's. The one layer that is kept once more is the larger one's."""
     stages = setting.own_stages(pipeline_rank)
     recompute, last = setting.config.parallel.recompute, setting.config.parallel.num_stages - 1
-    costs = [stage_cost(setting, stage, recompute=recompute) for stage in stages]
-    sent = sum(sum(slots(setting, stage)) for stage in stages if stage < last)
+    kept, again = [0, 0], [0, 0]
+    for stage in stages:
+        sent = slots(setting, stage) if stage < last else []
+        for model, slot in enumerate((sent[:1], sent[1:])):
+            part = (setting.students[stage], setting.teachers[stage])[model]
+            cost = part_cost(part, setting.shape(part), recompute=recompute) if part is not None else LayerCost()
+            kept[model] += cost.kept + sum(slot)
+            again[model] = max(again[model], cost.again)
     passes = in_flight(setting, pipeline_rank)
-    return -(-passes * (sum(cost.kept for cost in costs) + sent) // len(stages)) + max(cost.again for cost in costs)
+    total = -(-passes * sum(kept) // len(stages)) + max(again)
+    return total, passes * kept[1] // len(stages) + (again[1] if again[1] > again[0] else 0)
 
 
 def _pipeline_buffers(setting: Setting, pipeline_rank: int) -> int:

@@ -104,33 +104,8 @@ def head_lines(models: Models, config: Config, cluster: Cluster) -> list[str]:
 def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
     """One layout."""
     data = plan_data(plan, cluster)
-    memory, time = data["memory_bytes"], data["time_s"]
-    lines = ["", f"layout   {layout_text(plan)}", "", f"memory of a GPU, GB (pipeline rank {plan.rank}, the fullest)"]
-    used = "with" if plan.config.parallel.recompute else "without"
-    for name, key, note in (
-        ("teacher weights", "teacher", ""),
-        ("student and modules", "weights", ""),
-        ("gradients", "gradients", ""),
-        ("optimizer", "optimizer", ""),
-        ("activations", "activations", f"{used} recomputation; {_both(memory)}"),
-        (
-            "loss",
-            "loss",
-            f"fused {_gb(memory['loss_fused'])}, not fused {_gb(memory['loss_not_fused'])} on the last rank",
-        ),
-        ("pipeline buffers", "buffers", ""),
-        *([("own responses", "writing", "keys and values; at another time too")] if memory["writing"] else []),
-        ("reduction, update", "reduction", "not at the same time as activations and loss"),
-        ("peak", "peak", f"{'fits' if data['fits'] else 'DOES NOT FIT'}: {_gb(memory['usable'])} usable"),
-    ):
-        lines.append(f"  {name:<20}{_gb(memory[key]):>9}  {note}".rstrip())
-    cache = data["trunk_cache"]
-    if cache is not None:
-        lines.append(
-            f"  a trunk cache on disk: {cache['bytes_per_token'] / 1e3:.1f} kB a token; "
-            f"{plan.config.train.steps} steps see at most {cache['bytes_of_run'] / 1e12:.2f} TB, "
-            "an example that comes again once"
-        )
+    time = data["time_s"]
+    lines = ["", f"layout   {layout_text(plan)}", "", *_memory_lines(plan, data)]
     lines += [
         *(plan.choice.lines() if plan.choice is not None else ()),
         "",
@@ -150,6 +125,56 @@ def plan_lines(plan: Plan, cluster: Cluster) -> list[str]:
         f"bubble {time['bubble_share']:.1%}"
     )
     return lines
+
+
+def _memory_lines(plan: Plan, data: dict[str, Any]) -> list[str]:
+    """The fullest rank's: what is whose, what else there is, the peak; and a trunk cache."""
+    memory = data["memory_bytes"]
+    lines = [
+        f"memory of a GPU, GB (pipeline rank {plan.rank}, the fullest)",
+        _memory_line("", "all", "student", "modules", "teacher"),
+        *_model_lines(plan),
+    ]
+    lines[-1] += f"  {'with' if plan.config.parallel.recompute else 'without'} recomputation; {_both(memory)}"
+    for name, key, note in (
+        (
+            "loss",
+            "loss",
+            f"fused {_gb(memory['loss_fused'])}, not fused {_gb(memory['loss_not_fused'])} on the last rank",
+        ),
+        ("pipeline buffers", "buffers", ""),
+        *([("own responses", "writing", "keys and values; at another time too")] if memory["writing"] else []),
+        ("reduction, update", "reduction", "not at the same time as activations and loss"),
+        ("peak", "peak", f"{'fits' if data['fits'] else 'DOES NOT FIT'}: {_gb(memory['usable'])} usable"),
+    ):
+        lines.append(f"{_memory_line(name, _gb(memory[key]))}  {note}".rstrip())
+    cache = data["trunk_cache"]
+    if cache is not None:
+        lines.append(
+            f"  a trunk cache on disk: {cache['bytes_per_token'] / 1e3:.1f} kB a token; "
+            f"{plan.config.train.steps} steps see at most {cache['bytes_of_run'] / 1e12:.2f} TB, "
+            "an example that comes again once"
+        )
+    return lines
+
+
+def _model_lines(plan: Plan) -> list[str]:
+    """Of each model apart; the activations of modules are their teacher's, whose layers keep them for their sake."""
+    memory = plan.memory
+    parts = {
+        "weights": (memory.weights - memory.modules, memory.modules, memory.teacher),
+        "gradients": (memory.gradients - memory.modules, memory.modules, 0),
+        "optimizer": (memory.optimizer - memory.modules_optimizer, memory.modules_optimizer, 0),
+        "activations": (memory.activations - memory.teacher_activations, 0, memory.teacher_activations),
+    }
+    return [
+        _memory_line(name, _gb(sum(sizes)), *(_gb(size) if size else "" for size in sizes))
+        for name, sizes in parts.items()
+    ]
+
+
+def _memory_line(name: str, total: str, *of_models: str) -> str:
+    return f"  {name:<20}{total:>9}{''.join(f'{size:>10}' for size in of_models)}".rstrip()
 
 
 def search_lines(found: Found, count: int, cluster: Cluster) -> list[str]:

@@ -156,6 +156,22 @@ def test_search_finds_the_configuration_itself_and_ranks() -> None:
     assert len(found.plans) < found.tried
 
 
+@pytest.mark.parametrize("recompute", ["true", "false"])
+def test_memory_of_the_modules_is_what_goes_with_them(recompute: str) -> None:
+    """Without modules the teacher keeps nothing for backward, and what is left is the student's."""
+    layout = f"parallel={{tensor: 8, recompute: {recompute}}}"
+    found, student = (
+        rank_memory(make_setting(config, Models.read(config), 64, 1.0), 0)
+        for config in (example(layout), example(layout, "teacher.online=null"))
+    )
+    assert student.modules == student.modules_optimizer == student.teacher_activations == 0
+    assert 0 < found.modules == found.weights - student.weights == found.gradients - student.gradients
+    assert found.optimizer - found.modules_optimizer == pytest.approx(student.optimizer, abs=24)  # of 8 replicas
+    repeated = student.activations if recompute == "true" else 0  # of the student, whose layer is not the larger one
+    assert student.activations - repeated <= found.activations - found.teacher_activations <= student.activations
+    assert found.teacher_activations > 0
+
+
 GIVEN = {
     "parallel.tensor=2": {"tensor": {2}, "pipeline": {1, 2, 4, 8, 16}},
     "parallel={tensor: 8, recompute: true} train.micro_batch=2": {
