@@ -67,11 +67,17 @@ def uninterrupted(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_trace_of_the_steps_asked_for(uninterrupted: Path) -> None:
-    (trace,) = (uninterrupted / "profile").iterdir()
-    assert trace.name == "steps-3-4.rank0.json"
-    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert {name for name in names if str(name).startswith("step ")} == {"step 3", "step 4"}
-    assert "aten::mm" in names
+    assert_traced(uninterrupted, ["steps-3-4.rank0.json"], {"step 3", "step 4"})
+
+
+def assert_traced(folder: Path, files: list[str], steps: set[str]) -> None:
+    """These traces and no others, each of these steps and no others."""
+    traces = sorted((folder / "profile").iterdir())
+    assert [trace.name for trace in traces] == files
+    for trace in traces:
+        names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+        assert {name for name in names if str(name).startswith("step ")} == steps
+        assert "aten::mm" in names
 
 
 def with_fake_wandb(folder: Path) -> dict[str, str]:
@@ -189,7 +195,8 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(
     saved = [path.name for path in (folder / "checkpoints").iterdir()]
     assert len(saved) == 1, "one checkpoint, of the step that the ranks agreed on"
     before = json.loads((folder / "checkpoints" / saved[0] / "state.json").read_text())["state"]
-    must(torchrun(2, *CLI, config))
+    must(torchrun(2, *CLI, config, "train.profile=12:13"))
+    assert_traced(folder, ["steps-12-12.rank0.json", "steps-12-12.rank1.json"], {"step 12"})
     summary = json.loads((folder / "summary.json").read_text())
     # Two processes that each compute or wait in gloo; the time before the interruption is not lost.
     assert 0 < before["training_cpu_seconds"] < summary["training_cpu_seconds"]
