@@ -12,7 +12,6 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megaokd.data.tokenizer import load_tokenizer
-from megaokd.engine.step import runner_inputs
 from megaokd.files import make_empty
 from megaokd.models.decoder import Decoder
 from megaokd.models.huggingface_config import derived_config, huggingface_config, read_json_object
@@ -28,6 +27,8 @@ _COPIED = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.model", "chat_template*",
 )  # fmt: skip
+_CHECKED_TOKENS = 64
+"""Positions of a row whose logits `write_export_check` keeps."""
 
 
 def export_student(run: Run, folder: Path) -> None:
@@ -83,10 +84,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_export_check(run: Run, path: Path) -> None:
-    """Write `tokens` [b, S] and the parallel student's `logits` [b, S, V] fp32 of the first training micro-batch.
+    """Write `tokens` [b, S] and the parallel student's `logits` [b, S, V] fp32 of a few tokens of the training data.
 
-    The weights are rounded as in the export. Collective over the world; what the first data-parallel rank computes is
-    written.
+    b: one row for each group that a student split less than its teacher forms; S: at most about 64. So few, since whole
+    logits of a vocabulary stand beside the optimizer state here. The weights are rounded as in the export. Collective
+    over the world; what the first data-parallel rank computes is written.
     """
     precision: Precision = "fp32"
     stages = [DistillationStage(student, None, precision) for student in run.models.students]
@@ -94,19 +96,29 @@ def write_export_check(run: Run, path: Path) -> None:
     runner = build_runner(
         stages, run.models.slots[:1], recorder, run.config.parallel, run.mesh.pipeline, run.mesh.device
     )
-    batch = run.train_batches.batch(0)
+    tokens = _few_tokens(run)
     with _rounded(run.models.students, DTYPES[run.config.checkpoint.export_dtype]):
-        runner.forward(*runner_inputs(batch, run.mesh.device))
+        runner.forward(tokens.to(run.mesh.device), torch.zeros_like(tokens))
     if recorder.logits is not None and run.mesh.tensor.rank == 0 and run.mesh.data.rank == 0:
-        save_file({"tokens": batch.tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
+        save_file({"tokens": tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
     dist.barrier()
+
+
+def _few_tokens(run: Run) -> torch.Tensor:
+    """[M, b, S] of the first batch, as few of each as the layout runs: a micro-batch a stage, a row a row group.
+
+    Rows that examples share are read as one text, which is how the exported model will read them.
+    """
+    tokens, parts = run.train_batches.batch(0).tokens, run.models.tp.sequence_parts
+    width = min(tokens.shape[-1], -(-_CHECKED_TOKENS // parts) * parts)
+    return tokens[: run.mesh.pipeline.size, : run.models.slots[0].row_groups, :width].contiguous()
 
 
 @contextmanager
 def _rounded(students: list[Decoder], dtype: torch.dtype) -> Iterator[None]:
-    """Inside, weights have the values that they have when written in `dtype`."""
+    """Inside, weights have the values that they have when written in `dtype`; their own wait in host memory."""
     parameters = [parameter for part in students for parameter in part.parameters() if parameter.dtype != dtype]
-    before = [parameter.detach().clone() for parameter in parameters]
+    before = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(parameter.to(dtype))

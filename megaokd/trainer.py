@@ -226,7 +226,6 @@ class Trainer:
     def _finish(self) -> None:
         if self.config.checkpoint.export:
             export_student(self.run, self.folder / STUDENT_FOLDER)
-            write_export_check(self.run, self.folder / EXPORT_CHECK_FILE)
         self._export_teacher()
         if self.mesh.is_main:
             summary = {
@@ -240,6 +239,8 @@ class Trainer:
                 "config": to_dict(self.config),
             }
             write_json(self.folder / "summary.json", summary)
+        if self.config.checkpoint.export:  # last, since it needs room on the device and nothing needs it
+            write_export_check(self.run, self.folder / EXPORT_CHECK_FILE)
 
     def _export_teacher(self) -> None:
         teacher, options = self.config.teacher, self.config.checkpoint

@@ -1,7 +1,8 @@
 """Is the exported folder the model that was trained? Its logits through `transformers` against those of the trainer.
 
 At the end of a run with `checkpoint.export` the trainer leaves `export_check.safetensors` beside the exported folder:
-`tokens` int64 [B, S] and `logits` fp32 [B, S, V], computed by the parallel model on the ranks that trained it.
+`tokens` int64 [B, S] and `logits` fp32 [B, S, V], of a row of some 64 tokens or a few such rows, computed by the
+parallel model on the ranks that trained it.
 """
 
 from pathlib import Path

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,7 +25,7 @@ from megaokd.data.dataset import TokenDataset
 from megaokd.evaluation.export_check import check_export
 from megaokd.samples import NO_PIPELINE
 from tests.support.launch import ROOT, broken_training, environment, forked, megaokd, must, start, torchrun
-from tests.support.tiny import TinyWorld, run
+from tests.support.tiny import TinyWorld, run, short_data
 
 CLI = ("-m", "megaokd.cli", "train")
 
@@ -296,6 +297,33 @@ def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: P
     must(torchrun(2, *CLI, write(tmp_path / "run.yaml", values), "parallel.pipeline=2", "logging.samples=2"))
     assert check_export(tmp_path / "run") <= 1e-5
     assert [line["text"] for line in read_journal(tmp_path / "run") if line["kind"] == "message"] == [NO_PIPELINE]
+
+
+def test_an_export_is_checked_with_few_tokens(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """A row for each group of the student, however large the micro-batch is; packed rows, read as one text."""
+    packed = {"train": short_data(tiny_world), "packing": True}
+    values = tiny_world.config(tmp_path / "run", data=packed, train={"steps": 1, "micro_batch": 4})
+    config = write(tmp_path / "run.yaml", values)
+    must(forked(2, *CLI, config, "parallel={tensor: 2, student_tensor: 1, sequence_parallel: true}"))
+    assert check_export(tmp_path / "run") <= 1e-5
+    logits = load_file(tmp_path / "run" / "export_check.safetensors")["logits"]
+    assert logits.shape[:2] == (2, 64)
+
+
+def test_a_check_that_fails_takes_nothing_with_it(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """It needs memory on the device, after hours of training."""
+    program = broken_training(
+        tmp_path,
+        "from megaokd import trainer\n"
+        "def write_export_check(run, path):\n"
+        "    raise MemoryError('as on a full device')\n"
+        "trainer.write_export_check = write_export_check\n",
+    )
+    options: dict[str, dict[str, Any]] = {"train": {"steps": 1}, "checkpoint": {"export_merged_teacher": True}}
+    result = forked(0, program, write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run", **options)))
+    assert "as on a full device" in result.stderr
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"summary.json", "student", "teacher_adapter", "teacher"} <= left
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_world: TinyWorld, uninterrupted: Path, tmp_path: Path) -> None:
