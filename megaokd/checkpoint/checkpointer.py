@@ -46,7 +46,7 @@ class Checkpointer:
         self.mesh = mesh
         self._host = HostCopy()
         self._writer = CheckpointWriter(options, mesh)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", _use_device, (mesh.device,))
         self._pending: Future[CheckpointRecord] | None = None
 
     @property
@@ -122,6 +122,14 @@ class Checkpointer:
             )
         load_tensors(choice.path, self.engine, self.mesh, choice.contents.state.step, self.beside)
         return choice.contents.state, choice.skipped
+
+
+def _use_device(device: torch.device) -> None:
+    """In a thread of its own, whose current device is 0 otherwise: all ranks would make themselves known to that GPU,
+    at some hundred MB each.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def refuse_checkpoints(folder: Path) -> None:

@@ -1,20 +1,25 @@
 """A checkpoint's files: checksums, completeness, which one is chosen, which ones stay. No models, one process."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from megaokd.agreement import together
+from megaokd.checkpoint.checkpointer import Checkpointer
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import Contents, DamagedError, FileEntry, check_files, read_contents, write_contents
 from megaokd.checkpoint.host_copy import HostCopy
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints, prune
+from megaokd.config import Checkpoint
 from megaokd.errors import RunError, UserError
 from megaokd.parallel.layout import TensorLayout
 
@@ -155,6 +160,15 @@ def test_a_copy_is_not_touched_by_training() -> None:
     again = host.fill([("weight", GlobalSlice.of(weight, layout)), ("plain", plain)])
     assert again["plain"].data_ptr() == copies["plain"].data_ptr()
     assert torch.equal(copied.plain(), torch.zeros(3, 3))
+
+
+def test_the_saving_thread_uses_its_ranks_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[str, object]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((threading.current_thread().name, device)))
+    mesh: Any = SimpleNamespace(device=torch.device("cuda", 3))
+    engine: Any = None
+    Checkpointer(Checkpoint(folder="nowhere"), engine, mesh)._thread.submit(int).result()
+    assert used == [("checkpoint_0", torch.device("cuda", 3))]
 
 
 def test_a_failure_is_told_with_its_rank(group: dist.ProcessGroup, tmp_path: Path) -> None:
