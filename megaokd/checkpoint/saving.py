@@ -14,8 +14,8 @@ import torch
 
 from megaokd.agreement import together
 from megaokd.checkpoint.contents import Contents, FileEntry, write_contents
+from megaokd.checkpoint.shard_file import shard_name, write_shard
 from megaokd.checkpoint.state import PARTIAL, RunState, checkpoint_path, prune
-from megaokd.checkpoint.tensors import own_files, write_tensors
 from megaokd.config import Checkpoint
 from megaokd.errors import RunError
 from megaokd.files import make_empty, sync_folder
@@ -40,9 +40,7 @@ class CheckpointWriter:
         partial = final.with_suffix(PARTIAL)
         try:
             together(self._on_main(lambda: make_empty(partial)), group)
-            write_tensors(partial, tensors, group)
-            found = together(lambda: _describe(own_files(partial, self.mesh.rank)), group)
-            files = {name: entry for part in found for name, entry in part.items()}
+            files = dict(together(lambda: self._write_own(partial, tensors), group))
             together(self._on_main(lambda: self._commit(partial, final, Contents(state, files))), group)
         except RunError as error:
             if self.mesh.is_main:
@@ -52,6 +50,12 @@ class CheckpointWriter:
                 "make room or mend the file system, then continue with train.resume=auto"
             ) from error
         return sum(entry.bytes for entry in files.values())
+
+    def _write_own(self, partial: Path, tensors: dict[str, torch.Tensor]) -> tuple[str, FileEntry]:
+        """This rank's file: its name and what it is."""
+        name = shard_name(self.mesh.rank)
+        write_shard(partial / name, tensors)
+        return name, FileEntry.of(partial / name)
 
     def _on_main(self, work: Callable[[], None]) -> Callable[[], None]:
         return work if self.mesh.is_main else lambda: None
@@ -68,8 +72,3 @@ class CheckpointWriter:
             keep_every=self.options.keep_every,
             best_step=contents.state.best.get("step"),
         )
-
-
-def _describe(paths: list[Path]) -> dict[str, FileEntry]:
-    assert paths, "every rank writes at least its random state"
-    return {path.name: FileEntry.of(path) for path in paths}

@@ -1,16 +1,15 @@
 """A rank's slice of a global tensor in the form that torch.distributed.checkpoint understands.
 
 DTensor placements cannot say "these two ranks hold the same KV head" or "the last rows are padding"; offsets can. The
-class implements the library's checkpointable protocol (the one that DTensor itself implements), so that reading finds
-every region of the global tensor in whatever files another layout has written.
+class implements what the library's checkpointable protocol (the one that DTensor itself implements) asks of a tensor
+that is read into, so that reading finds every region of it in whatever files another layout has written.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from megaokd.parallel.layout import TensorLayout
 
@@ -42,20 +41,6 @@ class GlobalSlice(torch.Tensor):
     def size(self, dim: int | None = None) -> Any:
         """The global size: what the library compares with the checkpoint's."""
         return self.global_size if dim is None else self.global_size[dim]
-
-    def __create_write_items__(self, name: str, _: object) -> Sequence[WriteItem]:
-        plain = self.plain()
-        return [
-            WriteItem(
-                index=MetadataIndex(name, self.offsets),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(self.offsets, plain.size()),
-                    properties=TensorProperties.create_from_tensor(plain),
-                    size=self.global_size,
-                ),
-            )
-        ]
 
     def __create_chunk_list__(self) -> Sequence[ChunkStorageMetadata]:
         return [ChunkStorageMetadata(self.offsets, self.plain().size())]

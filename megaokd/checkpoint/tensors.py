@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint through torch.distributed.checkpoint, as safetensors with global names.
+"""The tensors of a checkpoint, by global names: which of them a rank writes, and reading them into any layout.
 
 student.NAME, online.NAME                      weights, fp32
 student.NAME.exp_avg, student.NAME.exp_avg_sq  AdamW's moments, likewise for online
@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.engine import optimizer_state
 from megaokd.engine.engine import TrainingEngine
 from megaokd.engine.parameters import TrainableParameter
-from megaokd.errors import RunError, UserError
+from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
 
@@ -48,26 +46,6 @@ def tensors_to_save(
             yield item.name, GlobalSlice.of(item.parameter.detach(), item.layout)
             for name, moment in moments.items():
                 yield f"{item.name}.{name}", GlobalSlice.of(moment, item.layout)
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup) -> None:
-    """Write host tensors, one file a rank, synchronised to disk. Collective over `group`.
-
-    Raises:
-        RunError: on every rank, if one of them could not write.
-    """
-    try:
-        with _quiet():
-            save(
-                tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True), process_group=group
-            )
-    except CheckpointException as error:
-        raise RunError(f"rank {min(error.failures)}: {_first_cause(error)}") from error
-
-
-def own_files(path: Path, rank: int) -> list[Path]:
-    """The files that `write_tensors` wrote on a rank: the library numbers ranks from 1."""
-    return sorted(path.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
 @torch.no_grad()
@@ -139,7 +117,7 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's notices about files that it does not consolidate."""
+    """Without the library's notices."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)

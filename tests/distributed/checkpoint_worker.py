@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
+from megaokd.checkpoint import saving
 from megaokd.config_file import parse_config
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.signals import StopRequest
 from megaokd.trainer import Trainer
 
-write_data = HuggingFaceStorageWriter.write_data
+write_shard = saving.write_shard
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
 def slow_down(seconds: float) -> None:
     """A disk on which each save takes longer."""
 
-    def slow_write_data(self: Any, *arguments: Any) -> Any:
+    def slow_write_shard(*arguments: Any) -> None:
         time.sleep(seconds)
-        return write_data(self, *arguments)
+        write_shard(*arguments)
 
-    HuggingFaceStorageWriter.write_data = slow_write_data  # type: ignore[method-assign]
+    saving.write_shard = slow_write_shard
 
 
 if __name__ == "__main__":

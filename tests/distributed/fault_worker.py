@@ -14,8 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-
+from megaokd.checkpoint import saving
 from megaokd.train_command import main
 
 STANDING = "standing-still"
@@ -23,16 +22,14 @@ STANDING = "standing-still"
 
 
 def install(fault: str, step: int) -> None:
-    write_data, replace = HuggingFaceStorageWriter.write_data, Path.replace
+    write_shard, replace = saving.write_shard, Path.replace
     name = f"step-{step:08d}"
 
-    def half_a_file(self: Any, *arguments: Any) -> Any:
-        done = write_data(self, *arguments)
-        if name in str(self.path):
-            for path in Path(self.path).glob(f"shard-{int(os.environ['RANK']) + 1:05d}*"):
-                os.truncate(path, path.stat().st_size // 2)
+    def half_a_file(path: Path, tensors: Any) -> None:
+        write_shard(path, tensors)
+        if name in str(path):
+            os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return done
 
     def rename(self: Path, target: Path) -> Path:
         if target.name == name:
@@ -41,7 +38,7 @@ def install(fault: str, step: int) -> None:
         return replace(self, target)
 
     if fault == "half-a-file":
-        HuggingFaceStorageWriter.write_data = half_a_file  # type: ignore[method-assign]
+        saving.write_shard = half_a_file
     elif fault == "before-rename":
         Path.replace = rename  # type: ignore[method-assign]
     else:

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import tracemalloc
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from megaokd.agreement import together
 from megaokd.checkpoint.checkpointer import Checkpointer
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import Contents, DamagedError, FileEntry, check_files, read_contents, write_contents
 from megaokd.checkpoint.host_copy import HostCopy
+from megaokd.checkpoint.shard_file import shard_name, write_shard
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints, prune
 from megaokd.config import Checkpoint
@@ -160,6 +166,42 @@ def test_a_copy_is_not_touched_by_training() -> None:
     again = host.fill([("weight", GlobalSlice.of(weight, layout)), ("plain", plain)])
     assert again["plain"].data_ptr() == copies["plain"].data_ptr()
     assert torch.equal(copied.plain(), torch.zeros(3, 3))
+
+
+def test_a_file_is_the_one_that_the_library_writes(group: dist.ProcessGroup, tmp_path: Path) -> None:
+    """Same tensors, same metadata; a slice is found at its place. Without a copy of it in memory, which would be made
+    under the interpreter's lock.
+    """
+    tensors = {
+        "b": torch.randn(3, 5),
+        "a": torch.randn(1 << 20),
+        "rng": torch.get_rng_state()[:13],
+        "i": torch.arange(6),
+    }
+    own, library = tmp_path / "own", tmp_path / "library"
+    tracemalloc.start()
+    write_shard(own / shard_name(0), tensors)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(library), save_distributed=True))
+    assert [path.name for path in own.iterdir()] == [path.name for path in library.iterdir()]
+    with safe_open(own / shard_name(0), "pt") as ours, safe_open(library / shard_name(0), "pt") as theirs:
+        assert list(ours.keys()) == list(theirs.keys())
+        assert metadata_of(ours) == metadata_of(theirs)
+        for name, tensor in tensors.items():
+            assert torch.equal(ours.get_tensor(name), tensor)
+    part = GlobalSlice.of(torch.randn(4, 3), TensorLayout(dim=0, start=4, length=4, size=7))
+    write_shard(own / shard_name(1), {"c": part})
+    found: Any = HuggingFaceStorageReader(str(own)).read_metadata().state_dict_metadata["c"]
+    assert [(chunk.offsets, chunk.sizes) for chunk in found.chunks] == [(torch.Size([4, 0]), torch.Size([3, 3]))]
+
+
+def metadata_of(file: Any) -> dict[str, Any]:
+    """With the library's JSON inside it read."""
+    values: dict[str, Any] = file.metadata()
+    return {**values, "DCP_SHARDING_INFO": json.loads(values["DCP_SHARDING_INFO"])}
 
 
 def test_the_saving_thread_uses_its_ranks_device(monkeypatch: pytest.MonkeyPatch) -> None:
