@@ -27,6 +27,18 @@ _LAST_WORDS_S = 3.0
 _ADVICE = "Nothing beyond the last checkpoint is lost: start again with train.resume=auto"
 
 
+def failed_collective(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is that of a collective: most likely another rank is behind it.
+
+    NCCL's and the store's have a type of their own; gloo's are plain RuntimeErrors that name one of its files.
+    """
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
 class RankWatch:
     """This rank's signs of life, and its eye on the others; `store` is a connection that nothing else uses."""
 

@@ -58,7 +58,7 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
     import torch.distributed as dist
 
     from megaokd.mesh import build_mesh, start_distributed
-    from megaokd.rank_watch import RankWatch
+    from megaokd.rank_watch import RankWatch, failed_collective
 
     status, words = ExitStatus.FAILED, ""
     watch: RankWatch | None = None
@@ -81,10 +81,14 @@ def run_ranks(parallel: Parallel, timeout_s: int, lost_rank_s: float, work: Work
         words = str(error)
         _say_failed(words)
     except Exception as error:
+        words, text = f"{type(error).__name__}: {error}", f"\n{traceback.format_exc()}"
+        of_collective = failed_collective(error)
+        if not of_collective:  # told first, as the watch may end this process in the meantime
+            _say_failed(text)
         if watch is not None and isinstance(error, RuntimeError):
             watch.trouble()
-        words = f"{type(error).__name__}: {error}"
-        _say_failed(f"\n{traceback.format_exc()}")
+        if of_collective:
+            _say_failed(text)
     if status in (ExitStatus.USER_ERROR, ExitStatus.FAILED):
         # Other ranks may wait in a collective that this one will never join: they are told, and this one leaves without
         # the cleanup that waits for them.
