@@ -10,15 +10,18 @@ from megaokd.errors import RunError
 T = TypeVar("T")
 
 
-def from_main(work: Callable[[], T]) -> T:
-    """Rank 0's result of `work`, or what it raised, on every rank. One broadcast of a small object over the world."""
+def from_main(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Rank 0's result of `work`, or what it raised, on every rank. One broadcast of a small object over the world.
+
+    group: another group of all ranks: `mesh.saving`, whose timeout is long, where `work` reads or writes much.
+    """
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             outcome = [work(), None]
         except Exception as error:  # whatever it is, the others must not wait for rank 0
             outcome = [None, error]
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]

@@ -49,7 +49,7 @@ def export_student(run: Run, folder: Path) -> None:
             write_json(folder / "config.json", {**values, "dtype": dtype})
         else:
             _write_own_files(run, folder, dtype)
-    dist.barrier()
+    dist.barrier(run.mesh.saving)
 
     def rounded(part: Decoder) -> Iterator[tuple[str, torch.Tensor, TensorLayout]]:
         return ((name, parameter.to(DTYPES[dtype]), layout) for name, parameter, layout in part.named_layouts())
@@ -101,7 +101,7 @@ def write_export_check(run: Run, path: Path) -> None:
         runner.forward(tokens.to(run.mesh.device), torch.zeros_like(tokens))
     if recorder.logits is not None and run.mesh.tensor.rank == 0 and run.mesh.data.rank == 0:
         save_file({"tokens": tokens[0].contiguous(), "logits": recorder.logits.cpu()}, path)
-    dist.barrier()
+    dist.barrier(run.mesh.saving)
 
 
 def _few_tokens(run: Run) -> torch.Tensor:

@@ -43,7 +43,7 @@ def export_checkpoint(config: Config, mesh: ParallelMesh, *, which: str, what: W
     Raises:
         UserError: there is no such checkpoint, or it belongs to another configuration.
     """
-    choice = find_checkpoint(Path(config.checkpoint.folder), which)
+    choice = find_checkpoint(Path(config.checkpoint.folder), which, mesh.saving)
     # All of the teacher is loaded, whether or not the run kept its lower layers' output.
     run = build_run(replace(config, teacher=replace(config.teacher, cache=None)), mesh)
     differences = choice.contents.state.differences(new_state(config, run))

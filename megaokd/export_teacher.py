@@ -87,7 +87,7 @@ def export_adapter(teachers: list[Decoder], source: str, folder: Path, mesh: Par
             dist.all_gather_object(stages, own, group=mesh.pipeline.group)
             if mesh.pipeline.rank == 0:
                 _write_adapter({name: item for stage in stages for name, item in stage.items()}, source, folder)
-    dist.barrier()
+    dist.barrier(mesh.saving)
 
 
 def _file_adapters(teacher: Decoder, mesh: ParallelMesh) -> dict[str, FileAdapter]:
@@ -153,7 +153,7 @@ def export_merged_teacher(
     if mesh.is_main:
         make_empty(folder)
         copy_model_files(Path(source), folder, dtype=dtype)
-    dist.barrier()
+    dist.barrier(mesh.saving)
     export_weights(teachers, folder, mesh, named=merged_layouts)
 
 

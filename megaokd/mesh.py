@@ -19,6 +19,8 @@ from megaokd.config import Parallel
 from megaokd.errors import UserError
 
 AXES = ("pipeline", "data", "tensor")
+_DISK_TIMEOUT = timedelta(days=7)
+"""Of `ParallelMesh.saving`. A model folder may take hours to hash or to write, and a lost rank is found otherwise."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class ParallelMesh:
     model: Axis
     ends: dist.ProcessGroup | None
     saving: dist.ProcessGroup
-    """All ranks, on gloo: for the thread that writes checkpoints while the others' collectives go on."""
+    """All ranks, on gloo: for the thread that writes checkpoints while the others' collectives go on, and for all that
+    waits for another rank's disk. Its timeout is not the run's: only `rank_watch` ends such a wait."""
 
     @property
     def rank(self) -> int:
@@ -105,7 +108,7 @@ def free_port() -> int:
 def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -> ParallelMesh:
     """Build the groups of a layout. Collective: every rank of the world calls it once.
 
-    timeout_s: a collective in any of the groups that waits longer raises.
+    timeout_s: a collective in any of the groups but `saving` that waits longer raises.
 
     Raises:
         UserError: the layout does not divide the number of processes.
@@ -126,7 +129,8 @@ def build_mesh(parallel: Parallel, device: torch.device, timeout_s: int = 600) -
         group = dist.new_group(column)
         ends = group if dist.get_rank() in column else ends
     saving = dist.new_group(backend="gloo")
-    for group in (saving, *(mesh.get_group(axis) for axis in AXES), model, *([ends] if ends is not None else [])):
+    _set_pg_timeout(_DISK_TIMEOUT, saving)
+    for group in (*(mesh.get_group(axis) for axis in AXES), model, *([ends] if ends is not None else [])):
         _set_pg_timeout(timedelta(seconds=timeout_s), group)  # groups do not inherit the world's
     return ParallelMesh(
         device=device,

@@ -112,7 +112,7 @@ class Checkpointer:
         Raises:
             UserError: it belongs to another run (data, batch, teacher, seed or model differ), or none is whole.
         """
-        choice = choose_checkpoint(self.folder)
+        choice = choose_checkpoint(self.folder, self.mesh.saving)
         if choice is None:
             return None, []
         differences = choice.contents.state.differences(expected)

@@ -21,11 +21,13 @@ class Choice:
     skipped: list[str]
 
 
-def choose_checkpoint(folder: Path) -> Choice | None:
+def choose_checkpoint(folder: Path, group: dist.ProcessGroup | None = None) -> Choice | None:
     """The newest checkpoint whose files are what was written; None where there is no checkpoint. Collective.
 
     Every file is read once, the ranks sharing the work. Newer ones that are damaged are set aside (renamed), so that
     they do not count as checkpoints that are kept.
+
+    group: of all ranks; one that may wait long, since every file is read.
 
     Raises:
         UserError: there are checkpoints, but none is whole; or one was written in another format.
@@ -34,7 +36,7 @@ def choose_checkpoint(folder: Path) -> Choice | None:
     candidates = from_main(lambda: list_checkpoints(folder))
     skipped: dict[Path, str] = {}
     for path in reversed(candidates):
-        contents, damage = _inspect(path)
+        contents, damage = _inspect(path, group)
         if contents is None:
             skipped[path] = damage
             continue
@@ -56,8 +58,8 @@ def choose_checkpoint(folder: Path) -> Choice | None:
     return None
 
 
-def find_checkpoint(folder: Path, which: str) -> Choice:
-    """The checkpoint called `which`: "last", "best" or a step. Collective. Nothing is set aside.
+def find_checkpoint(folder: Path, which: str, group: dist.ProcessGroup | None = None) -> Choice:
+    """The checkpoint called `which`: "last", "best" or a step. Collective over `group`, as above. Nothing is set aside.
 
     Raises:
         UserError: there is none of that name, or it is damaged.
@@ -67,24 +69,24 @@ def find_checkpoint(folder: Path, which: str) -> Choice:
         raise UserError(f"{folder / 'checkpoints'} holds no checkpoint")
     newest = known[max(known)]
     if which == "best":
-        best = _whole(newest).contents.state.best
+        best = _whole(newest, group).contents.state.best
         if not best:
             raise UserError(f"{newest}: the run has not been validated, so no checkpoint is the best; give a step")
         which = str(best["step"])
     path = newest if which == "last" else known.get(int(which))
     if path is None:
         raise UserError(f"{folder / 'checkpoints'} holds no step {which}; there are {sorted(known)}")
-    return _whole(path)
+    return _whole(path, group)
 
 
-def _whole(path: Path) -> Choice:
-    contents, damage = _inspect(path)
+def _whole(path: Path, group: dist.ProcessGroup | None) -> Choice:
+    contents, damage = _inspect(path, group)
     if contents is None:
         raise UserError(f"{path} is damaged: {damage}")
     return Choice(path, contents, [])
 
 
-def _inspect(path: Path) -> tuple[Contents | None, str]:
+def _inspect(path: Path, group: dist.ProcessGroup | None) -> tuple[Contents | None, str]:
     """(contents, "") of a whole checkpoint, (None, what is wrong) of a damaged one; the same on every rank."""
     try:
         contents = from_main(lambda: read_contents(path))
@@ -97,6 +99,6 @@ def _inspect(path: Path) -> tuple[Contents | None, str]:
     except DamagedError as error:
         own = str(error)
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
+    dist.all_gather_object(found, own, group=group)
     damage = "; ".join(text for text in found if text)
     return (None, damage) if damage else (contents, "")

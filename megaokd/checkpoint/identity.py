@@ -15,7 +15,7 @@ from megaokd.run import Run
 def new_state(config: Config, run: Run) -> RunState:
     """The state before the first step. Collective: rank 0 reads the teacher's files, the others are told their hash."""
     path, folder = config.teacher.path, Path(config.checkpoint.folder)
-    digest = from_main(lambda: teacher_hash(path, folder)) if path is not None else None
+    digest = from_main(lambda: teacher_hash(path, folder), run.mesh.saving) if path is not None else None
     return RunState(
         step=0,
         seed=config.train.seed,

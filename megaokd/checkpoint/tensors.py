@@ -77,7 +77,7 @@ def load_tensors(
             targets[rng] = torch.get_rng_state()
         targets.update({name: tensor for name, tensor in beside.items() if name in known})
         with _quiet():
-            load(targets, storage_reader=reader)
+            load(targets, storage_reader=reader, process_group=mesh.saving)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: does not fit this model: {_first_cause(error)}") from error
     for item, moments in filled:

@@ -12,7 +12,10 @@ CACHE_FILE = "teacher_hash.json"
 
 
 def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
-    """sha256 over architecture and weight files. A file of known path, size and time is looked up, not read again."""
+    """sha256 over architecture and weight files. A file of known path, size and time is looked up, not read again.
+
+    Each file's is kept as soon as it is known, so that a run that is interrupted meanwhile does not begin anew.
+    """
     weights = WeightFolder(folder)
     cache_path = cache_folder / CACHE_FILE
     cache = _read_cache(cache_path)
@@ -21,10 +24,13 @@ def teacher_hash(folder: str | Path, cache_folder: Path) -> str:
     for path in weights.files:
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-        known[key] = cache.get(key) or file_sha256(path)
+        if key not in cache:
+            cache[key] = file_sha256(path)
+            cache_folder.mkdir(parents=True, exist_ok=True)
+            write_json(cache_path, cache)
+        known[key] = cache[key]
         total.update(f"{path.name}:{known[key]}\n".encode())
-    if known != cache:
-        cache_folder.mkdir(parents=True, exist_ok=True)
+    if known != cache:  # of files that are no longer there, or another teacher's
         write_json(cache_path, known)
     return total.hexdigest()
 

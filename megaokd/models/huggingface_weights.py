@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from megaokd.agreement import together
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.architecture import DecoderArchitecture
@@ -82,6 +82,8 @@ def _check_tensors(weights: WeightFolder, places: WeightMap) -> str:
 
 
 Named = Callable[[Decoder], Iterator[tuple[str, torch.Tensor, TensorLayout]]]
+_Written = tuple[dict[str, str], int]
+"""What a rank has written: tensor -> file, and bytes of tensors."""
 
 
 def export_weights(
@@ -93,18 +95,24 @@ def export_weights(
     first of a tensor group holds its stage's tensors in host memory until the file is written.
 
     named: what a part holds, (name, tensor, layout) of each; by default its parameters.
+
+    Raises:
+        RunError: on every rank, if a file could not be written.
     """
-    if mesh.data.rank == 0:
-        tensors: dict[str, torch.Tensor] = {}
-        for part in parts:
-            _collect(part, mesh, tensors, named)
-        if mesh.tensor.rank == 0:
-            last = mesh.pipeline.size
-            name = SINGLE if last == 1 else f"model-{mesh.pipeline.rank + 1:05d}-of-{last:05d}.safetensors"
-            save_file(tensors, folder / name, metadata={"format": "pt"})
-            if last > 1:
-                _write_index(folder, name, tensors, mesh)
-    dist.barrier()
+    tensors: dict[str, torch.Tensor] = {}
+    for part in parts if mesh.data.rank == 0 else []:
+        _collect(part, mesh, tensors, named)
+    several = mesh.pipeline.size > 1
+    name = f"model-{mesh.pipeline.rank + 1:05d}-of-{mesh.pipeline.size:05d}.safetensors" if several else SINGLE
+
+    def write() -> _Written:
+        if mesh.data.rank or mesh.tensor.rank:
+            return {}, 0
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        return dict.fromkeys(tensors, name), sum(tensor.nbytes for tensor in tensors.values())
+
+    written = together(write, mesh.saving)
+    together(lambda: _write_index(folder, written) if mesh.is_main and several else None, mesh.saving)
 
 
 def _collect(decoder: Decoder, mesh: ParallelMesh, tensors: dict[str, torch.Tensor], named: Named) -> None:
@@ -139,12 +147,7 @@ def gather_whole(local: torch.Tensor, layout: TensorLayout, mesh: ParallelMesh) 
     return whole.narrow(layout.dim, 0, layout.size)
 
 
-def _write_index(folder: Path, file_name: str, tensors: dict[str, torch.Tensor], mesh: ParallelMesh) -> None:
-    """Collective over the pipeline group: the first stage writes the index of all files."""
-    own = dict.fromkeys(tensors, file_name)
-    everything: list[Any] = [None] * mesh.pipeline.size
-    dist.all_gather_object(everything, (own, sum(t.nbytes for t in tensors.values())), group=mesh.pipeline.group)
-    if mesh.pipeline.rank == 0:
-        weight_map = {name: file for names, _ in everything for name, file in names.items()}
-        index = {"metadata": {"total_size": sum(size for _, size in everything)}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+def _write_index(folder: Path, written: list[_Written]) -> None:
+    weight_map = {name: file for names, _ in written for name, file in names.items()}
+    index = {"metadata": {"total_size": sum(size for _, size in written)}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from megaokd.generation.generate import generate
 from tests.support import families
-from tests.support.launch import forked, must
+from tests.support.launch import ROOT, forked, must
+from tests.support.tiny import TinyWorld
 
 LAYOUTS = ("tp2", "tp2-sequence", "pp2")
 IN_BF16 = "gpt_neox"
@@ -130,3 +131,10 @@ def test_every_layout_exports_the_same_adapter(world: tuple[Path, dict[str, Expe
     first, *others = (load_folder(world[0] / name / layout / "adapter") for layout in LAYOUTS)
     for other in others:
         assert_same_bytes(other, first)
+
+
+def test_ranks_wait_for_a_slow_disk(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Longer than for one another: NCCL ends the ranks whose collective waits for `train.timeout_s`."""
+    must(forked(2, ROOT / "tests" / "distributed" / "slow_disk_worker.py", tiny_world.student, tmp_path))
+    written, read = (load_file(Path(folder) / "model.safetensors") for folder in (tmp_path, tiny_world.student))
+    assert written.keys() == read.keys()
