@@ -147,6 +147,8 @@ class PipelineRunner:
         self.device = device
         self.num_stages = parallel.num_stages
         self._schedules: dict[tuple[torch.Size, bool], PipelineScheduleSingle | PipelineScheduleMulti] = {}
+        self._stages: dict[tuple[torch.Size, bool], list[PipelineStage]] = {}
+        """Those of each schedule."""
 
     def forward_backward(
         self, tokens: torch.Tensor, labels: torch.Tensor, extras: Extras | None = None, *, scale: float
@@ -164,6 +166,9 @@ class PipelineRunner:
         arguments, target = self._feed(tokens, labels)
         keywords = _keywords(extras)
         schedule.eval(*arguments, target=target, return_outputs=False, loss_kwargs={"scale": 0.0}, **keywords)
+        # What a stage keeps for backward goes with its backward; here there is none, and it stayed to the next call.
+        for stage in self._stages[tokens.shape, False]:
+            stage.clear_runtime_states()
 
     def _feed(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
         """Tokens for the rank with the first stage, labels for the one with the last; the schedule cuts them again."""
@@ -176,8 +181,9 @@ class PipelineRunner:
             self._schedules[key] = self._schedules.pop(key)  # now the one used last
         else:
             if len(self._schedules) == MAX_SCHEDULES:
-                self._schedules.pop(next(iter(self._schedules)))
-            stages = [
+                oldest = next(iter(self._schedules))
+                del self._schedules[oldest], self._stages[oldest]
+            stages = self._stages[key] = [
                 self._stage(module, self.axis.rank + position * self.axis.size, shape)
                 for position, module in enumerate(self.stages)
             ]

@@ -8,6 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from megaokd.benchmark.growth.kept import Storages, storages_of
+from megaokd.engine.step import runner_inputs
 from megaokd.precision import autocast
 from megaokd.run import Run
 
@@ -40,6 +41,7 @@ def memory(run: Run, before: Storages) -> dict[str, Any]:
         "training_bytes": sum(storage.nbytes() for storage in owned["training"].values()),
         "copies_of_frozen": copies(frozen, rest),
         "kept_by_teacher": kept_by_teacher(run),
+        "kept_by_validation": kept_by_validation(run),
     }
 
 
@@ -51,6 +53,19 @@ def copies(frozen: list[torch.nn.Parameter], rest: Storages) -> int:
 
 def content(flat: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
+
+
+def kept_by_validation(run: Run) -> int:
+    """Bytes that are alive when a batch has gone forward, without the buffers into which a pipeline receives."""
+    inputs = runner_inputs(run.train_batches.batch(0), run.mesh.device)
+    before = live_storages()
+    run.step.runner.forward(*inputs)
+    run.step.loss.take_sums()
+    after = live_storages()
+    stages = [stage for kept in getattr(run.step.runner, "_stages", {}).values() for stage in kept]
+    received = [info for stage in stages for infos in stage.args_recv_info.values() for info in infos]
+    buffers = storages_of(*[info.buffer for info in received if getattr(info, "buffer", None) is not None])
+    return sum(storage.nbytes() for address, storage in after.items() if address not in {**before, **buffers})
 
 
 def kept_by_teacher(run: Run) -> list[tuple[bool, int]]:

@@ -420,7 +420,8 @@ def test_the_frozen_teacher_stays_frozen_and_costs_no_state(layout: str, results
 @pytest.mark.parametrize("layout", [*LAYOUTS, "bf16", "bf16_tp2_pp2"])
 def test_nothing_of_the_teacher_is_kept_but_weights_and_modules(layout: str, results: Path) -> None:
     """Counted on every rank: frozen weights once, in their own dtype; for training 16 bytes a trainable parameter, of
-    which 12 are shared by the data-parallel ranks; nothing kept for backward below the modules, something above.
+    which 12 are shared by the data-parallel ranks; nothing kept for backward below the modules, something above; by a
+    validation nothing.
     """
     itemsize, dtype = (2, "torch.bfloat16") if layout.startswith("bf16") else (4, "torch.float32")
     for rank in json.loads((results / f"{layout}.facts.json").read_text()):
@@ -430,3 +431,4 @@ def test_nothing_of_the_teacher_is_kept_but_weights_and_modules(layout: str, res
         assert rank["training_bytes"] <= 4 * rank["trainable"] + 12 * rank["moments"] + 1024
         for moves, kept in rank["kept_by_teacher"]:
             assert (kept > 0) == moves
+        assert rank["kept_by_validation"] == 0
