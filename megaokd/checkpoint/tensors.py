@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from megaokd.agreement import together
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.engine import optimizer_state
 from megaokd.engine.engine import TrainingEngine
@@ -24,6 +26,9 @@ from megaokd.engine.parameters import TrainableParameter
 from megaokd.errors import UserError
 from megaokd.mesh import ParallelMesh
 from megaokd.models.decoder import Decoder
+
+GROUP_BYTES = 1 << 30
+"""Of moments that are in host memory at once while a checkpoint is loaded."""
 
 
 def tensors_to_save(
@@ -54,42 +59,84 @@ def load_tensors(
 ) -> None:
     """Fill weights and optimizer state, from whatever layout wrote them. Collective over the world.
 
+    Each rank reads by itself, and its optimizer state group by group of parameters: whole moments of all, on each of a
+    machine's ranks, would be more than a host has.
+
     beside: host tensors that every rank holds; filled where the checkpoint has them.
 
     Raises:
-        UserError: a tensor is missing or has another shape: a checkpoint of another model.
+        UserError: on every rank: a tensor is missing or has another shape, as in a checkpoint of another model.
     """
+    problem = ""
+    try:
+        reader = _Reader(str(path))
+        for items in bounded_groups(engine.parameters, GROUP_BYTES):
+            _load_parameters(items, reader)
+        _load_beside(beside, f"rng.{mesh.rank}", reader)
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        problem = _first_cause(error)
+    problems = [text for text in together(lambda: problem, mesh.saving) if text]
+    if problems:
+        raise UserError(f"{path}: does not fit this model: {problems[0]}")
+    optimizer_state.set_step(engine.zero_optimizer, step)
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Reads the headers of a checkpoint's files once, however often tensors are loaded from them."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.metadata = super().read_metadata()
+
+    def read_metadata(self) -> Metadata:
+        return self.metadata
+
+
+def bounded_groups(items: Sequence[TrainableParameter], limit: int) -> Iterator[list[TrainableParameter]]:
+    """Parameters in their order, as many together as have both moments in `limit` bytes of fp32, or one."""
+    group: list[TrainableParameter] = []
+    taken = 0
+    for item in items:
+        size = len(optimizer_state.MOMENTS) * item.parameter.numel() * torch.float32.itemsize
+        if group and taken + size > limit:
+            yield group
+            group, taken = [], 0
+        group.append(item)
+        taken += size
+    if group:
+        yield group
+
+
+def _load_parameters(items: Sequence[TrainableParameter], reader: _Reader) -> None:
+    """Weights in place, moments by way of the host: a device with room for its share may have none for all of them."""
     targets: dict[str, torch.Tensor] = {}
     filled: list[tuple[TrainableParameter, dict[str, torch.Tensor]]] = []
-    for item in engine.parameters:
+    for item in items:
         weight = item.parameter.detach()
-        # On the host: a device that has room for its share of the optimizer state may have none for all of it.
         own = {name: torch.zeros_like(weight, device="cpu") for name in optimizer_state.MOMENTS}
         filled.append((item, own))
         name = f"{item.group}.embed_tokens.weight" if item.tied_copy else item.name
         if item.layout.is_held:
             for key, tensor in ((name, weight), *((f"{name}.{k}", t) for k, t in own.items())):
                 targets[key] = GlobalSlice.of(tensor, item.layout)
-    reader, rng = HuggingFaceStorageReader(str(path)), f"rng.{mesh.rank}"
-    try:
-        known = reader.read_metadata().state_dict_metadata
-        if rng in known:  # a larger world has ranks that the checkpoint never saw
-            targets[rng] = torch.get_rng_state()
-        targets.update({name: tensor for name, tensor in beside.items() if name in known})
-        with _quiet():
-            load(targets, storage_reader=reader, process_group=mesh.saving)
-    except (CheckpointException, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: does not fit this model: {_first_cause(error)}") from error
+    _load(targets, reader)
     for item, moments in filled:
         optimizer_state.write_moments(item, moments)
-    optimizer_state.set_step(engine.zero_optimizer, step)
+
+
+def _load_beside(beside: Mapping[str, torch.Tensor], rng: str, reader: _Reader) -> None:
+    known = reader.metadata.state_dict_metadata
+    targets = {name: tensor for name, tensor in beside.items() if name in known}
+    if rng in known:  # a larger world has ranks that the checkpoint never saw
+        targets[rng] = torch.get_rng_state()
+    _load(targets, reader)
     if rng in targets:
         torch.set_rng_state(targets[rng])
 
 
 @torch.no_grad()
 def load_weights(path: Path, group: str, decoder: Decoder) -> None:
-    """Fill a decoder's weights from those of a group, from whatever layout wrote them. Collective over the world.
+    """Fill a decoder's weights from those of a group, from whatever layout wrote them. Each rank reads by itself.
 
     Raises:
         UserError: as in `load_tensors`.
@@ -101,10 +148,14 @@ def load_weights(path: Path, group: str, decoder: Decoder) -> None:
         if layout.is_held
     }
     try:
-        with _quiet():
-            load(targets, storage_reader=HuggingFaceStorageReader(str(path)))
+        _load(targets, _Reader(str(path)))
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: does not fit this model: {_first_cause(error)}") from error
+
+
+def _load(targets: dict[str, torch.Tensor], reader: _Reader) -> None:
+    with _quiet():
+        load(targets, storage_reader=reader, no_dist=True)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megaokd.checkpoint import saving
+from megaokd.checkpoint import saving, tensors
 from megaokd.config_file import parse_config
 from megaokd.mesh import build_mesh, start_distributed
 from megaokd.signals import StopRequest
@@ -24,6 +24,7 @@ write_shard = saving.write_shard
 
 def main() -> None:
     device = start_distributed(timeout_s=240)
+    tensors.GROUP_BYTES = 1 << 13  # the larger of the tiny models' parameters are a group each
     for run in json.loads(Path(sys.argv[1]).read_text()):
         config = parse_config(run["config"])
         folder = Path(config.checkpoint.folder)

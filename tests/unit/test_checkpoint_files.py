@@ -25,6 +25,7 @@ from megaokd.checkpoint.host_copy import HostCopy
 from megaokd.checkpoint.shard_file import shard_name, write_shard
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints, prune
+from megaokd.checkpoint.tensors import bounded_groups
 from megaokd.config import Checkpoint
 from megaokd.errors import RunError, UserError
 from megaokd.parallel.layout import TensorLayout
@@ -196,6 +197,14 @@ def test_a_file_is_the_one_that_the_library_writes(group: dist.ProcessGroup, tmp
     write_shard(own / shard_name(1), {"c": part})
     found: Any = HuggingFaceStorageReader(str(own)).read_metadata().state_dict_metadata["c"]
     assert [(chunk.offsets, chunk.sizes) for chunk in found.chunks] == [(torch.Size([4, 0]), torch.Size([3, 3]))]
+
+
+def test_moments_are_loaded_a_bounded_part_at_a_time() -> None:
+    sizes = [3, 1, 9, 2, 2, 1]
+    items: list[Any] = [SimpleNamespace(parameter=torch.zeros(size)) for size in sizes]
+    groups = list(bounded_groups(items, 8 * 4))
+    assert [item for group in groups for item in group] == items
+    assert [[item.parameter.numel() for item in group] for group in groups] == [[3, 1], [9], [2, 2], [1]]
 
 
 def metadata_of(file: Any) -> dict[str, Any]:
