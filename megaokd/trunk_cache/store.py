@@ -120,8 +120,13 @@ class TrunkStore:
     def read(self, example: int, entry: int) -> torch.Tensor | None:
         """An example, [positions, D]; None where it is absent or not what `entry`, of `entries`, says was written."""
         data = bytearray(int(self.lengths[example]) * self.row_bytes)
-        found = os.preadv(self._hidden, [data], self._starts[example] * self.row_bytes)
-        if found != len(data) or entry != _PRESENT + zlib.crc32(data):
+        done, start = 0, self._starts[example] * self.row_bytes
+        while done < len(data):
+            found = os.preadv(self._hidden, [memoryview(data)[done:]], start + done)  # 2 GB a call at most
+            if found == 0:
+                break
+            done += found
+        if done != len(data) or entry != _PRESENT + zlib.crc32(data):
             return None
         return torch.frombuffer(data, dtype=self.dtype).view(-1, self.width)
 

@@ -1,6 +1,7 @@
 """The files of a trunk cache: what was written comes back, and nothing else does."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def test_what_was_written_comes_back_in_every_bit(store: TrunkStore) -> None:
         assert torch.equal(found, example(number))
     assert read(again, 1) is None
     assert (again.entries() > 0).tolist() == [True, False, True, True]
+
+
+def test_an_example_larger_than_one_call_reads(store: TrunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(2, example(2))
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, [buffers[0][:7]], at))
+    found = read(store, 2)
+    assert found is not None
+    assert torch.equal(found, example(2))
+    os.truncate(store.folder / HIDDEN, 4 * 5 * 4 + 9)
+    assert read(store, 2) is None
 
 
 def test_bf16_is_rounded_to_nearest(tmp_path: Path) -> None:
