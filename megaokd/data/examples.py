@@ -158,6 +158,8 @@ def _messages(where: str, value: Any, key: str) -> tuple[dict[str, str], ...]:
             raise MalformedRecordError(
                 f"{where}: message {number} of {key!r} must have 'role' and 'content', both text"
             )
+        for name in ("role", "content"):
+            _check_unicode(f"{where}: {name!r} of message {number} of {key!r}", message[name])
     if value[-1]["role"] != "assistant":
         raise MalformedRecordError(f"{where}: the last message must be the assistant's, found {value[-1]['role']!r}")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
@@ -167,7 +169,18 @@ def _text(where: str, record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
         raise MalformedRecordError(f"{where}: the value of {key!r} must be text, found {type(value).__name__}")
+    _check_unicode(f"{where}: the value of {key!r}", value)
     return value
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """JSON's escapes can spell half of a pair of surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise MalformedRecordError(
+            f"{what} holds half a character (the surrogate {text[error.start]!a} without its other half)"
+        ) from None
 
 
 def _either(names: Sequence[str]) -> str:

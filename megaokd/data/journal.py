@@ -110,7 +110,8 @@ class Journal:
 
     def add_malformed(self, reasons: Sequence[str]) -> None:
         """Append to the list of malformed records."""
-        self._files[MALFORMED_FILE].write("".join(f"{reason}\n" for reason in reasons).encode())
+        lines = "".join(f"{reason}\n" for reason in reasons)
+        self._files[MALFORMED_FILE].write(lines.encode(errors="backslashreplace"))  # a key may be no Unicode either
         self.progress.num_malformed += len(reasons)
 
     def commit(self) -> None:

@@ -160,9 +160,24 @@ class Rows:
 
     def parse(self) -> Iterator[Parsed]:
         """One record a row."""
-        rows = self.rows if isinstance(self.rows, list) else self.rows.to_pylist()
-        for number, row in enumerate(rows, self.first):
+        for number, row in enumerate(self._dictionaries(), self.first):
             yield f"{self.source}, row {number}", row
+
+    def _dictionaries(self) -> list[dict[str, Any] | MalformedRecordError]:
+        if isinstance(self.rows, list):
+            return self.rows
+        try:
+            return list(self.rows.to_pylist())
+        except ValueError:  # one of them; the others are good
+            return [_dictionary(self.rows.slice(index, 1)) for index in range(len(self.rows))]
+
+
+def _dictionary(row: Any) -> dict[str, Any] | MalformedRecordError:
+    try:
+        values: dict[str, Any] = row.to_pylist()[0]
+    except ValueError as error:  # text that is not UTF-8, a time that Python cannot hold
+        return MalformedRecordError(f"the row cannot be read ({error})")
+    return values
 
 
 def _decode(line: bytes, number: int) -> str:
@@ -181,6 +196,8 @@ def _json_object(line: str) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise MalformedRecordError("not valid JSON (nested too deeply); each line must be one object") from None
+    except ValueError as error:  # an integer longer than Python reads
+        raise MalformedRecordError(f"a number cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(record, dict):
         raise MalformedRecordError(f"each line must be one JSON object, found {type(record).__name__}")
     return record

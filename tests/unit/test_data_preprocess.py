@@ -184,14 +184,25 @@ def test_a_second_process_does_not_write_the_same_dataset(tokenizer: str, tmp_pa
         preprocess(jsonl(tmp_path), tokenizer, tmp_path / "data", INSTRUCTIONS)
 
 
-BAD = ["{", "[1]", '{"prompt": "p"}', '{"prompt": "p", "response": 3}', '{"text": "t"}', '{"prompt": "p", "resp']
+BAD = [
+    "{",
+    "[1]",
+    '{"prompt": "p"}',
+    '{"prompt": "p", "response": 3}',
+    '{"text": "t"}',
+    '{"prompt": "p", "resp',
+    r'{"prompt": "half \ud83d", "response": "r"}',
+    r'{"messages": [{"role": "assistant", "content": "\ude00"}]}',
+    r'{"\ud800": "r"}',
+    f'{{"prompt": "p", "response": "r", "score": {"9" * 5000}}}',
+]
 
 
 def test_malformed_records_are_left_out_and_listed(
     tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [json.dumps(record) for record in RECORDS]
-    lines = [line for pair in zip(good, [*BAD, *[""] * 44], strict=True) for line in pair]
+    lines = [line for pair in zip(good, [*BAD, *[""] * 40], strict=True) for line in pair]
     (tmp_path / "x.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"prompt": "\xff", "response": "cut')
     write_jsonl(tmp_path / "good.jsonl", RECORDS)
     command = ["preprocess", "--tokenizer", tokenizer, "--workers", "1", "--input"]
@@ -200,12 +211,29 @@ def test_malformed_records_are_left_out_and_listed(
     assert main(command) == 2
     assert "x.jsonl:2: not valid JSON" in capsys.readouterr().err
     assert main([*command, "--on-error", "skip"]) == 0
-    assert "7 malformed records were left out; " in capsys.readouterr().err
+    assert "11 malformed records were left out; " in capsys.readouterr().err
     assert TokenDataset(tmp_path / "data").fingerprint == TokenDataset(tmp_path / "good").fingerprint
     listed = (tmp_path / "data" / "malformed.txt").read_text().splitlines()
-    assert [int(line.split("x.jsonl:")[1].split(":")[0]) for line in listed] == [2, 4, 6, 8, 10, 12, 101]
+    assert [int(line.split("x.jsonl:")[1].split(":")[0]) for line in listed] == [*range(2, 21, 2), 101]
+    assert r"the value of 'prompt' holds half a character (the surrogate '\ud83d' without" in listed[6]
+    assert "'content' of message 1 of 'messages' holds half a character" in listed[7]
+    assert r"found the keys: \ud800" in listed[8]
+    assert "a number cannot be read (Exceeds the limit" in listed[9]
     assert "not UTF-8" in listed[-1]
     assert not (tmp_path / "good" / "malformed.txt").exists()
+
+
+def test_a_row_that_is_not_utf8_is_left_out(tokenizer: str, tmp_path: Path) -> None:
+    """Arrow's readers do not look; Python does, when it makes texts of them."""
+    prompts = pyarrow.array([record["prompt"].encode() for record in RECORDS[:9]] + [b"\xff"]).view("string")
+    table = pyarrow.table({"prompt": prompts, "response": ["r"] * 10})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    inputs = [str(tmp_path / "x.parquet")]
+    with pytest.raises(UserError, match=r"x\.parquet, row 10: the row cannot be read \('utf-8' codec can't decode"):
+        preprocess(inputs, tokenizer, tmp_path / "data", INSTRUCTIONS)
+    options = PreprocessOptions(on_error="skip", workers=1)
+    assert preprocess(inputs, tokenizer, tmp_path / "data", options).num_malformed == 1
+    assert len(TokenDataset(tmp_path / "data")) == 9
 
 
 def test_a_truncated_parquet_file_ends_the_command(tokenizer: str, tmp_path: Path) -> None:
