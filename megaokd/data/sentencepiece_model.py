@@ -5,6 +5,8 @@ removal of repeated spaces, and so gives other ids. Here the model's normaliser 
 the two on texts that differ where conversions usually do, and refuses a model that is not represented exactly.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,19 @@ def from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def probes(path: Path) -> list[str]:
+    """Texts around each piece that was not learned (control, byte and user-defined ones), alone and with neighbours."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    given = [piece.piece for piece in proto.pieces if piece.type != piece.NORMAL]
+    return [
+        text
+        for piece, other in zip(given, [*given[1:], *given[:1]], strict=True)
+        for text in (piece, f"a{piece}b", f" a {piece}  b ", f"{piece}{piece}", f"{piece}{other}")
+    ]
+
+
 def merges(processor: Any) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a third one, best piece first.
 
@@ -62,12 +77,16 @@ def merges(processor: Any) -> list[tuple[str, str]]:
 
 
 def _build(proto: Any, processor: Any) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    reserved = [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
+    defined = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
     if trainer.model_type == trainer.UNIGRAM:
         scores = [(piece.piece, piece.score) for piece in proto.pieces]
         tokenizer = Tokenizer(models.Unigram(scores, processor.unk_id(), trainer.byte_fallback))
+        spelled = [*reserved, *(piece.piece for piece in proto.pieces if piece.type == piece.BYTE)]
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(_inside_first(spelled), "merged_with_previous")
     elif trainer.model_type == trainer.BPE:
         vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
         unknown = processor.id_to_piece(processor.unk_id())
@@ -78,18 +97,38 @@ def _build(proto: Any, processor: Any) -> Any:
         )
     else:
         raise ValueError("only BPE and unigram models of sentencepiece are supported")
-    steps: list[Any] = []
-    if normalizer.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
-    if normalizer.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if normalizer.add_dummy_prefix:
-        steps.append(normalizers.Prepend(SPACE))
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    tokenizer.normalizer = _normalizer(normalizer)
     prefix = [decoders.Strip(" ", 1, 0)] if normalizer.add_dummy_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *prefix]
     )
-    control = [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
-    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in reserved])
+    if trainer.model_type == trainer.BPE:
+        # `tokenizers` looks for them in the normalised text, as sentencepiece does, but normalises them as well. One
+        # that this changes (by the space in front of a text, for instance) it would find elsewhere or not at all.
+        defined = [piece for piece in defined if tokenizer.normalizer.normalize_str(piece) == piece]
+        tokenizer.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in defined])
     return tokenizer
+
+
+def _inside_first(pieces: Sequence[str]) -> Any:
+    """Finds the first character of each of these pieces where a text spells it out.
+
+    A unigram model of `tokenizers` takes control and byte pieces too; cut behind their first character it finds none.
+    """
+    from tokenizers import Regex
+
+    return Regex("|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in pieces))
+
+
+def _normalizer(spec: Any) -> Any:
+    from tokenizers import Regex, normalizers
+
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

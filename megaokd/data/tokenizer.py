@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megaokd.data.hub import may_be_hub_name
-from megaokd.data.sentencepiece_model import from_sentencepiece
+from megaokd.data.sentencepiece_model import from_sentencepiece, probes
 from megaokd.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def _check_conversion(tokenizer: "PreTrainedTokenizerBase", model: Path) -> None
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for text, ids in zip(_PROBES, encode_texts(tokenizer, _PROBES), strict=True):
+    texts = [*_PROBES, *probes(model)]
+    for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
         expected = processor.encode(text)
         if ids != expected:
             raise UserError(

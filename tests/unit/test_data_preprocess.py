@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from megaokd.cli import main
 from megaokd.data import sources
@@ -325,32 +324,6 @@ def test_a_sentencepiece_file_and_a_tokenizer_file_give_the_ids_of_the_folder(to
         assert TokenDataset(tmp_path / name).fingerprint == expected.fingerprint
     without_bos = TokenDataset(tmp_path / "data2")
     assert [ids.tolist() for ids in (without_bos[0], without_bos[9])] == [expected[n][1:].tolist() for n in (0, 9)]
-
-
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_other_sentencepiece_models(tmp_path: Path, model_type: str) -> None:
-    import sentencepiece
-
-    texts = [f"{record['prompt']} {record['response']}" for record in RECORDS]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(tmp_path / "m"),
-        model_type=model_type,
-        vocab_size=330 if model_type == "bpe" else 310,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
-    loaded = load_tokenizer(tmp_path / "m.model")
-    loaded.save_pretrained(tmp_path / "saved")
-    for tokenizer in (loaded, load_tokenizer(tmp_path / "saved")):
-        assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        for line in [*texts, "  two  spaces ", "\uff21\ufb01 漢\t\n", "", " "]:
-            assert tokenizer(line, add_special_tokens=False)["input_ids"] == processor.encode(line)
-    (tmp_path / "broken.model").write_bytes((tmp_path / "m.model").read_bytes()[:1000])
-    with pytest.raises(UserError, match="no tokenizer can be loaded"):
-        load_tokenizer(tmp_path / "broken.model")
 
 
 def test_numbers_that_make_no_sense(tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
