@@ -127,7 +127,11 @@ def to_example(parsed: Parsed, keys: Keys, kind: Kind | None) -> Item:
         raise MalformedRecordError(f"{where}: {record}")
     item = _to_item(where, record, keys)
     if kind is not None and kind_of(item) != kind:
-        raise MalformedRecordError(f"{where}: instruction examples and plain text cannot be mixed in one dataset")
+        first = "plain text" if kind == "text" else "an instruction example"
+        raise MalformedRecordError(
+            f"{where}: instruction examples and plain text cannot be mixed in one dataset, "
+            f"and its first record is {first}"
+        )
     return item
 
 

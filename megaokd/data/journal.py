@@ -114,6 +114,12 @@ class Journal:
         self._files[MALFORMED_FILE].write(lines.encode(errors="backslashreplace"))  # a key may be no Unicode either
         self.progress.num_malformed += len(reasons)
 
+    def first_malformed(self) -> str:
+        """The first of that list, of which there must be one."""
+        self._files[MALFORMED_FILE].flush()
+        with (self.folder / MALFORMED_FILE).open(encoding="utf-8") as file:
+            return file.readline().rstrip("\n")
+
     def commit(self) -> None:
         """Write everything to disk, then the journal that vouches for it."""
         sizes = {}

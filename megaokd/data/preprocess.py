@@ -73,7 +73,7 @@ def preprocess(
 
     Raises:
         UserError: `output` exists (and `overwrite` is off, or it is not a token dataset), an input cannot be read, a
-            record is malformed (with `on_error` stop), or there is nothing to predict.
+            record is malformed (with `on_error` skip: more than half of them), or there is nothing to predict.
     """
     options = options or PreprocessOptions()
     output = Path(output)
@@ -121,6 +121,8 @@ class _Job:
     def run(self) -> None:
         pool: OrderedPool[_Mark, Chunk, TokenizedChunk] = OrderedPool(ChunkTokenizer, self.how, self.options.workers)
         progress = self.journal.progress
+        if progress.num_malformed and self.options.on_error == "stop":  # left out by a command with skip, then killed
+            raise _stopped_at(self.journal.first_malformed())
         with self._bar() as bar:
             for mark, tokenized in pool.map(self._chunks()):
                 self._take(mark, tokenized)
@@ -129,12 +131,22 @@ class _Job:
         if len(progress.carry) > 1:
             self.journal.add_blocks(self._stream(np.zeros(0, dtype=np.int64)), self.options.block_length)
         progress.carry = []
-        for source, records in zip(self.inputs, progress.records, strict=True):
-            if not records:
+        self._check()
+        self.journal.commit()
+
+    def _check(self) -> None:
+        """Raises UserError for a result that nobody wants."""
+        progress, records = self.journal.progress, sum(self.journal.progress.records)
+        for source, number in zip(self.inputs, progress.records, strict=True):
+            if not number:
                 raise UserError(f"{source}: the dataset is empty")
+        if 2 * progress.num_malformed > records:
+            raise UserError(
+                f"{progress.num_malformed} of {records} records are malformed, and --on-error skip leaves out half of "
+                f"them at most; the first is {self.journal.first_malformed()}"
+            )
         if progress.num_loss_tokens == 0:
             raise UserError("nothing to learn in these examples: there is no token to predict")
-        self.journal.commit()
 
     def _chunks(self) -> Iterator[tuple[_Mark, Chunk]]:
         progress = self.journal.progress
@@ -149,7 +161,7 @@ class _Job:
     def _take(self, mark: _Mark, tokenized: TokenizedChunk) -> None:
         progress = self.journal.progress
         if tokenized.malformed and self.options.on_error == "stop":
-            raise UserError(f"{tokenized.malformed[0]} (--on-error skip leaves such records out and lists them)")
+            raise _stopped_at(tokenized.malformed[0])
         self.journal.add_malformed(tokenized.malformed)
         if self.how.kind == "text":
             self._add_text(tokenized)
@@ -188,6 +200,10 @@ class _Job:
             delay=0.0 if is_terminal else 60.0,
             disable=not self.options.progress,
         )
+
+
+def _stopped_at(malformed: str) -> UserError:
+    return UserError(f"{malformed} (--on-error skip leaves such records out and lists them)")
 
 
 def _finish(journal: Journal, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> Meta:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,40 @@ def test_malformed_records_are_left_out_and_listed(
     assert "a number cannot be read (Exceeds the limit" in listed[9]
     assert "not UTF-8" in listed[-1]
     assert not (tmp_path / "good" / "malformed.txt").exists()
+
+
+def test_more_malformed_records_than_good_ones_end_the_command(tokenizer: str, tmp_path: Path) -> None:
+    """A stray first record makes a dataset of its kind; `skip` is for strays, not for the data."""
+    options = PreprocessOptions(on_error="skip", workers=1)
+    source = write_jsonl(tmp_path / "x.jsonl", [{"text": "stray"}, *RECORDS, *RECORDS])
+    with pytest.raises(
+        UserError,
+        match=r"^100 of 101 records are malformed, .* half of them at most; the first is .*x\.jsonl:2: .*cannot be mixed "
+        r"in one dataset, and its first record is plain text$",
+    ):
+        preprocess([str(source)], tokenizer, tmp_path / "data", options)
+    assert not (tmp_path / "data").exists()
+    write_jsonl(source, [*RECORDS, *[{"text": "stray"}] * 50])
+    assert preprocess([str(source)], tokenizer, tmp_path / "data", options).num_malformed == 50
+
+
+def test_what_skip_left_out_before_a_kill_stops_a_command_without_it(tokenizer: str, tmp_path: Path) -> None:
+    """As it does without the kill; the other way round goes on."""
+    source = write_jsonl(tmp_path / "x.jsonl", [*RECORDS[:9], {"prompt": "p"}, *RECORDS])
+    options = PreprocessOptions(on_error="skip", commit_seconds=0.0, workers=1)
+    expected = preprocess([str(source)], tokenizer, tmp_path / "whole", options).meta
+    for before, commit in ((INSTRUCTIONS, 1), (options, 4)):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, commit)
+            with pytest.raises(KeyboardInterrupt):
+                preprocess([str(source)], tokenizer, tmp_path / "data", before)
+        with pytest.raises(UserError, match=r"x\.jsonl:10: no 'response' .*--on-error skip leaves such records out"):
+            preprocess([str(source)], tokenizer, tmp_path / "data", INSTRUCTIONS)
+        done = preprocess([str(source)], tokenizer, tmp_path / "data", options)
+        assert done.resumed
+        assert done.num_malformed == 1
+        assert done.meta == expected
+        shutil.rmtree(tmp_path / "data")
 
 
 def test_a_row_that_is_not_utf8_is_left_out(tokenizer: str, tmp_path: Path) -> None:
