@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaokd.data.chunks import MalformedRecordError
 from megaokd.data.examples import Conversation
-from megaokd.data.sources import MalformedRecordError
 from megaokd.errors import UserError
 
 if TYPE_CHECKING:

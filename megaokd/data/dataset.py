@@ -29,8 +29,8 @@ class TokenDataset:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
-        index = _open_index(self.folder, self.meta)
-        self._starts, self.lengths, self.prompt_lengths = (np.ascontiguousarray(index[:, i]) for i in range(3))
+        # Views, so that the processes of a machine share the pages of one index.
+        self._starts, self.lengths, self.prompt_lengths = np.asarray(_open_index(self.folder, self.meta)).T
         self._tokens = _open_tokens(self.folder, self.meta)
         if not self.tokenizer_path.is_dir():
             raise UserError(f"{self.tokenizer_path}: the tokenizer is missing; run `megaokd preprocess` again")

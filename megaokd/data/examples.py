@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megaokd.data.sources import MalformedRecordError, Parsed, Position, read_chunks
+from megaokd.data.chunks import MalformedRecordError, Parsed, Position
+from megaokd.data.sources import read_chunks
 from megaokd.errors import UserError
 
 Kind = Literal["instruction", "text"]

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from megaokd.data.chunks import Chunk, Position
 from megaokd.data.examples import Keys, Kind, first_kind
 from megaokd.data.journal import Journal
-from megaokd.data.sources import Chunk, Position, read_chunks, source_size
+from megaokd.data.sources import read_chunks, source_size
 from megaokd.data.token_format import FORMAT_VERSION, META_FILE, TOKENIZER_FOLDER, Meta, token_dtype
 from megaokd.data.tokenization import ChunkTokenizer, TokenizedChunk, TokenizerOptions, load_template_tokenizer
 from megaokd.data.tokenizer import save_tokenizer, vocabulary_hash, vocabulary_size

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megaokd.data.chat import TOKENIZERS_OWN, render, set_template
+from megaokd.data.chunks import Chunk, MalformedRecordError
 from megaokd.data.examples import Conversation, Document, Example, Item, Keys, Kind, to_example
 from megaokd.data.order import Ids
-from megaokd.data.sources import Chunk, MalformedRecordError
 from megaokd.data.token_format import token_dtype
 from megaokd.data.tokenizer import bos_ids, encode_flat, load_tokenizer, vocabulary_size
 

@@ -1,6 +1,7 @@
 """Token datasets: what is written is what is read, complete or not at all."""
 
 import json
+import mmap
 import shutil
 from collections.abc import Sequence
 from itertools import pairwise
@@ -43,6 +44,15 @@ def test_instruction_examples_are_bos_prompt_response_eos(dataset: TokenDataset)
     assert dataset.meta.kind == "instruction"
     assert dataset.meta.num_tokens == dataset.lengths.sum()
     assert dataset.meta.num_loss_tokens == (dataset.lengths - dataset.prompt_lengths).sum()
+
+
+def test_the_index_stays_in_its_file(dataset: TokenDataset) -> None:
+    for column in (dataset.lengths, dataset.prompt_lengths):
+        assert type(column) is np.ndarray
+        owner: object = column
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap)
 
 
 def test_a_response_that_was_cut_gets_no_end(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from megaokd.cli import main
-from megaokd.data import sources
+from megaokd.data import sources, tables
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Keys
 from megaokd.data.journal import Journal
@@ -42,7 +42,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(tables, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(tables, "CHUNK_ROWS", 7)
 
 
 def jsonl(folder: Path) -> list[str]:
@@ -229,8 +230,8 @@ def test_more_malformed_records_than_good_ones_end_the_command(tokenizer: str, t
     source = write_jsonl(tmp_path / "x.jsonl", [{"text": "stray"}, *RECORDS, *RECORDS])
     with pytest.raises(
         UserError,
-        match=r"^100 of 101 records are malformed, .* half of them at most; the first is .*x\.jsonl:2: .*cannot be mixed "
-        r"in one dataset, and its first record is plain text$",
+        match=r"^100 of 101 records are malformed, .* half of them at most; the first is .*x\.jsonl:2: .*cannot be "
+        r"mixed in one dataset, and its first record is plain text$",
     ):
         preprocess([str(source)], tokenizer, tmp_path / "data", options)
     assert not (tmp_path / "data").exists()
