@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from megaokd.errors import UserError
+from megaokd.errors import RunError, UserError
 from megaokd.exit_status import ExitStatus
 from megaokd.version import __version__
 
@@ -45,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a command's `main(argv)`, turning a user's mistake into one line and exit status 2."""
+    """Run a command's `main(argv)`; a user's mistake becomes one line and exit status 2, a `RunError` one and 1."""
     try:
         return command(arguments)
     except UserError as error:
         print(f"megaokd: error: {error}", file=sys.stderr)
         return ExitStatus.USER_ERROR
+    except RunError as error:
+        print(f"megaokd: failed: {error}", file=sys.stderr)
+        return ExitStatus.FAILED
 
 
 def _usage() -> str:

@@ -30,7 +30,14 @@ def main(argv: Sequence[str]) -> int:
     benchmark.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     benchmark.set_defaults(command=_benchmark)
     arguments = parser.parse_args(argv)
-    for name, least in (("examples", 0), ("first", 0), ("sequence_length", 1), ("workers", 1), ("rounds", 1)):
+    for name, least in (
+        ("examples", 0),
+        ("first", 0),
+        ("seed", 0),
+        ("sequence_length", 1),
+        ("workers", 1),
+        ("rounds", 1),
+    ):
         value = getattr(arguments, name, None)
         if value is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")

@@ -4,13 +4,14 @@ A process may die at any moment. What the journal last said is on disk, whatever
 the job goes on, and the result is the same byte for byte.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megaokd.data.token_format import INDEX_FILE, MALFORMED_FILE, TOKENS_FILE
-from megaokd.errors import UserError
+from megaokd.errors import RunError, UserError
 
 JOURNAL_FILE = "journal.json"
 _ROWS_FILE = "index.rows"  # becomes index.npy
@@ -47,6 +48,18 @@ class Progress:
     """Tokens of plain text that do not fill a block yet."""
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises RunError for an OSError: a full disk, most often."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the dataset cannot be written ({error.strerror or error}); make room and start the same "
+            "command again"
+        ) from error
+
+
 class Journal:
     """The folder of an unfinished dataset; a context that locks it.
 
@@ -56,7 +69,7 @@ class Journal:
         dtype: of tokens.bin.
 
     Raises:
-        UserError: another process is writing this folder.
+        UserError: the folder cannot be made, or another process is writing it.
     """
 
     def __init__(self, folder: Path, signature: str, dtype: np.dtype[Any]) -> None:
@@ -68,8 +81,11 @@ class Journal:
         self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> "Journal":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise UserError(f"{self.folder}: this folder cannot be made or written to ({error.strerror})") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,7 +96,8 @@ class Journal:
 
     def __exit__(self, *exception: object) -> None:
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # the journal vouches for what is on disk, not for what is written here
+                file.close()
         if not (self.folder / JOURNAL_FILE).is_file():
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing to go on from
         self._lock.close()

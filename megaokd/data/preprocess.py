@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from megaokd.data.chunks import Chunk, Position
 from megaokd.data.examples import Keys, Kind, first_kind
-from megaokd.data.journal import Journal
+from megaokd.data.journal import Journal, writing
 from megaokd.data.sources import read_chunks, source_size
 from megaokd.data.token_format import FORMAT_VERSION, META_FILE, TOKENIZER_FOLDER, Meta, token_dtype
 from megaokd.data.tokenization import ChunkTokenizer, TokenizedChunk, TokenizerOptions, load_template_tokenizer
@@ -75,6 +75,7 @@ def preprocess(
     Raises:
         UserError: `output` exists (and `overwrite` is off, or it is not a token dataset), an input cannot be read, a
             record is malformed (with `on_error` skip: more than half of them), or there is nothing to predict.
+        RunError: the output cannot be written.
     """
     options = options or PreprocessOptions()
     output = Path(output)
@@ -92,8 +93,9 @@ def preprocess(
     dtype = token_dtype(vocabulary_size(loaded))
     with Journal(partial, _signature(inputs, loaded, how, options), dtype) as journal:
         _Job(inputs, how, options, journal).run()
-        done = Preprocessed(_finish(journal, loaded, kind), journal.progress.num_malformed, journal.resumed)
-        _move_into_place(partial, output)
+        with writing(partial):
+            done = Preprocessed(_finish(journal, loaded, kind), journal.progress.num_malformed, journal.resumed)
+            _move_into_place(partial, output)
     return done
 
 
@@ -126,14 +128,16 @@ class _Job:
             raise _stopped_at(self.journal.first_malformed())
         with self._bar() as bar:
             for mark, tokenized in pool.map(self._chunks()):
-                self._take(mark, tokenized)
+                with writing(self.journal.folder):
+                    self._take(mark, tokenized)
                 bar.update(mark.size)
                 bar.set_postfix(tokens=progress.num_tokens, malformed=progress.num_malformed, refresh=False)
-        if len(progress.carry) > 1:
-            self.journal.add_blocks(self._stream(np.zeros(0, dtype=np.int64)), self.options.block_length)
-        progress.carry = []
-        self._check()
-        self.journal.commit()
+        with writing(self.journal.folder):
+            if len(progress.carry) > 1:
+                self.journal.add_blocks(self._stream(np.zeros(0, dtype=np.int64)), self.options.block_length)
+            progress.carry = []
+            self._check()
+            self.journal.commit()
 
     def _check(self) -> None:
         """Raises UserError for a result that nobody wants."""

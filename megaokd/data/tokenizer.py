@@ -99,8 +99,17 @@ def _check_conversion(tokenizer: "PreTrainedTokenizerBase", model: Path) -> None
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write the tokenizer's files to `folder`, with its sentencepiece model where it was loaded with one."""
-    tokenizer.save_pretrained(folder)
+    """Write the tokenizer's files to `folder`, with its sentencepiece model where it was loaded with one.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # `tokenizers` has no class of its own for the system's errors
+        if " (os error " in str(error):
+            raise OSError(str(error)) from None
+        raise
     for name in _SENTENCEPIECE_FILES:
         source = Path(tokenizer.name_or_path) / name
         if source.is_file():

@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,44 @@ def test_killed_with_two_workers_and_started_again(tokenizer: str, tmp_path: Pat
     subprocess.run([*command, "finish", *rest], env=environment, check=True, timeout=120)
     assert content(tmp_path / "data") == content(tmp_path / "whole")
     assert TokenDataset(tmp_path / "data").fingerprint == expected.meta.fingerprint
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A file that grows beyond it fails as on a full disk, with another reason."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_is_told(tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While tokens are written, at the end, and when the tokenizer is saved; then it goes on."""
+    write_jsonl(tmp_path / "x.jsonl", RECORDS[:20])
+    command = ["preprocess", "--input", str(tmp_path / "x.jsonl"), "--tokenizer", tokenizer, "--workers", "1"]
+    assert main([*command, "--output", str(tmp_path / "whole")]) == 0
+    sizes = [(tmp_path / "whole" / name).stat().st_size for name in ("tokens.bin", "tokenizer/tokenizer.json")]
+    assert 1000 < sizes[0] < sizes[1]
+    capsys.readouterr()
+    for size in (100, sizes[0] - 1, sizes[1] - 1):
+        with files_of_at_most(size):
+            assert main([*command, "--output", str(tmp_path / "data")]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"megaokd: failed: {tmp_path}/.data.partial: the dataset cannot be written (")
+        assert told.endswith("); make room and start the same command again\n")
+        assert told.count("\n") == 1
+        assert not (tmp_path / "data").exists()
+    assert main([*command, "--output", str(tmp_path / "data")]) == 0
+    assert content(tmp_path / "data") == content(tmp_path / "whole")
+
+
+def test_an_output_that_cannot_be_made(tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [source, _] = jsonl(tmp_path)
+    command = ["preprocess", "--input", source, "--tokenizer", tokenizer, "--output", f"{source}/x"]
+    assert main(command) == 2
+    assert "0.jsonl/.x.partial: this folder cannot be made or written to (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_second_process_does_not_write_the_same_dataset(tokenizer: str, tmp_path: Path) -> None:
