@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from megaokd.data.chunks import Chunk, Position
 from megaokd.data.examples import Keys, Kind, first_kind
 from megaokd.data.journal import Journal, writing
+from megaokd.data.progress_bar import ProgressBar
 from megaokd.data.sources import read_chunks, source_size
 from megaokd.data.token_format import FORMAT_VERSION, META_FILE, TOKENIZER_FOLDER, Meta, token_dtype
 from megaokd.data.tokenization import ChunkTokenizer, TokenizedChunk, TokenizerOptions, load_template_tokenizer
@@ -126,12 +125,12 @@ class _Job:
         progress = self.journal.progress
         if progress.num_malformed and self.options.on_error == "stop":  # left out by a command with skip, then killed
             raise _stopped_at(self.journal.first_malformed())
-        with self._bar() as bar:
+        sizes = [source_size(source) for source in self.inputs]
+        with ProgressBar(sizes, progress, shown=self.options.progress) as bar:
             for mark, tokenized in pool.map(self._chunks()):
                 with writing(self.journal.folder):
                     self._take(mark, tokenized)
-                bar.update(mark.size)
-                bar.set_postfix(tokens=progress.num_tokens, malformed=progress.num_malformed, refresh=False)
+                bar.show(progress)
         with writing(self.journal.folder):
             if len(progress.carry) > 1:
                 self.journal.add_blocks(self._stream(np.zeros(0, dtype=np.int64)), self.options.block_length)
@@ -189,22 +188,6 @@ class _Job:
     def _stream(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Text that is left from the chunk before, and `tokens`, in the dtype of tokens.bin."""
         return np.concatenate((np.asarray(self.journal.progress.carry), tokens)).astype(self.journal.dtype)
-
-    def _bar(self) -> "tqdm[Any]":
-        """Bytes of files with the time left, or records; without a terminal a line a minute."""
-        sizes = [source_size(source) for source in self.inputs]
-        known = [size for size in sizes if size is not None]
-        is_terminal = sys.stderr.isatty()
-        return tqdm(
-            total=sum(known) if len(known) == len(sizes) else None,
-            initial=self.journal.progress.done,
-            desc="tokenizing",
-            unit="B" if len(known) == len(sizes) else " records",
-            unit_scale=True,
-            mininterval=0.5 if is_terminal else 60.0,
-            delay=0.0 if is_terminal else 60.0,
-            disable=not self.options.progress,
-        )
 
 
 def _stopped_at(malformed: str) -> UserError:

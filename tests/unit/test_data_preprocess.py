@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from megaokd.cli import main
-from megaokd.data import sources, tables
+from megaokd.data import progress_bar, sources, tables
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.examples import Keys
 from megaokd.data.journal import Journal
@@ -177,6 +178,37 @@ def test_killed_with_two_workers_and_started_again(tokenizer: str, tmp_path: Pat
     subprocess.run([*command, "finish", *rest], env=environment, check=True, timeout=120)
     assert content(tmp_path / "data") == content(tmp_path / "whole")
     assert TokenDataset(tmp_path / "data").fingerprint == expected.meta.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("write", "end"),
+    [
+        ([jsonl], r"tokenizing: 100%\S* {size}/{size} .*, malformed=0, tokens={tokens}\]"),
+        ([hugging_face, jsonl], r"tokenizing: 100 records \[.*, malformed=0, tokens={tokens}\]"),
+    ],
+)
+def test_a_log_gets_lines(
+    write: list[Callable[[Path], list[str]]],
+    end: str,
+    tokenizer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One a minute; bytes of files, records where an input is none."""
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0.0)
+    inputs = [source for each in write for source in each(tmp_path)]
+    options = PreprocessOptions(progress=True, workers=1)
+    tokens = preprocess(inputs, tokenizer, tmp_path / "data", options).meta.num_tokens
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    lines = told.splitlines()
+    assert len(lines) > 5
+    size = f"{sum(Path(source).stat().st_size for source in inputs) / 1000:.1f}".rstrip("0") + r"\d?k"
+    assert re.fullmatch(end.replace("{size}", size).replace("{tokens}", str(tokens)), lines[-1])
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 60.0)
+    preprocess(inputs, tokenizer, tmp_path / "quick", options)
+    assert not capsys.readouterr().err
 
 
 @contextmanager
