@@ -49,6 +49,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from megaokd.config import Data
+    from megaokd.data.dataset import TokenDataset
     from megaokd.data.inspection import show_example, summary
     from megaokd.data.mixture import open_dataset
     from megaokd.data.tokenizer import load_tokenizer
@@ -57,6 +58,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     length = arguments.sequence_length
     data = Data(train=arguments.dataset, tokenizer=arguments.tokenizer, sequence_length=length)
     dataset = open_dataset(arguments.dataset, data)
+    if arguments.tokenizer is not None and isinstance(dataset, TokenDataset):
+        raise UserError(f"--tokenizer: {arguments.dataset} carries its own tokenizer; leave the option out")
     colour = arguments.colour == "always" or (arguments.colour == "auto" and sys.stdout.isatty())
     if arguments.first is None:
         count = min(arguments.examples, len(dataset))

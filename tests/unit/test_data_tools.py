@@ -82,6 +82,8 @@ def test_mistakes(dataset: TokenDataset, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["data", "inspect", str(tmp_path / "missing")]) == 2
     assert main(["data", "inspect", str(dataset.folder), "--first", "50"]) == 2
     assert "has 50 examples, counted from 0" in capsys.readouterr().err
+    assert main(["data", "inspect", str(dataset.folder), "--tokenizer", "other"]) == 2
+    assert "carries its own tokenizer; leave the option out" in capsys.readouterr().err
     for option, value, least in (("--sequence-length", "0", 1), ("--seed", "-1", 0)):
         with pytest.raises(SystemExit, match="2"):
             main(["data", "inspect", str(dataset.folder), option, value])
