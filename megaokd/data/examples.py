@@ -164,7 +164,7 @@ def _messages(where: str, value: Any, key: str) -> tuple[dict[str, str], ...]:
                 f"{where}: message {number} of {key!r} must have 'role' and 'content', both text"
             )
         for name in ("role", "content"):
-            _check_unicode(f"{where}: {name!r} of message {number} of {key!r}", message[name])
+            check_unicode(f"{where}: {name!r} of message {number} of {key!r}", message[name])
     if value[-1]["role"] != "assistant":
         raise MalformedRecordError(f"{where}: the last message must be the assistant's, found {value[-1]['role']!r}")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
@@ -174,12 +174,16 @@ def _text(where: str, record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
         raise MalformedRecordError(f"{where}: the value of {key!r} must be text, found {type(value).__name__}")
-    _check_unicode(f"{where}: the value of {key!r}", value)
+    check_unicode(f"{where}: the value of {key!r}", value)
     return value
 
 
-def _check_unicode(what: str, text: str) -> None:
-    """JSON's escapes can spell half of a pair of surrogates, which no tokenizer takes."""
+def check_unicode(what: str, text: str) -> None:
+    """JSON's escapes can spell half of a pair of surrogates, which no tokenizer takes.
+
+    Raises:
+        MalformedRecordError: `text` holds one; the sentence begins with `what`.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from megaokd.data.examples import check_unicode
 from megaokd.data.tokenizer import encode_prompts
 from megaokd.errors import UserError
 from megaokd.evaluation.examples import Example
@@ -101,10 +102,11 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def _parse(where: str, line: str) -> dict[str, Any]:
     try:
         record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # an integer of 5000 digits is the former
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise UserError(f"{where}: an object with the text 'prompt' is expected")
+    check_unicode(f"{where}: 'prompt'", record["prompt"])
     return record
 
 

@@ -306,6 +306,8 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     assert [prompt.references for prompt in prompts] == [("w7", "w8 w9"), ("w4",)]
     for line, problem in (
         ("{", "line 1: not JSON"),
+        (f'{{"prompt": "a", "score": {"9" * 5000}}}', "line 1: not JSON"),
+        (r'{"prompt": "\ud83d"}', "line 1: 'prompt' holds half a character"),
         ('{"references": ["a"]}', "line 1: an object with the text 'prompt'"),
         ('{"prompt": "a", "references": []}', "line 1: 'references'"),
         ('{"prompt": "a"}', "line 1: 'references'"),
