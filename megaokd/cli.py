@@ -54,6 +54,9 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> in
     except RunError as error:
         print(f"megaokd: failed: {error}", file=sys.stderr)
         return ExitStatus.FAILED
+    except KeyboardInterrupt:
+        print("\nmegaokd: interrupted", file=sys.stderr)
+        return ExitStatus.KILLED
 
 
 def _usage() -> str:

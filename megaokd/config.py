@@ -373,7 +373,7 @@ class Logging:
     tensorboard: bool = True
     """Write TensorBoard events to `folder/tensorboard`."""
     progress: bool = True
-    """A progress bar on stderr; without a terminal ten lines a run."""
+    """A progress bar on stderr; without a terminal ten lines a run. Messages and warnings are there without it."""
     samples: NonNegative = 0
     """Prompts of `data.validation` that the student continues, greedily, at a validation; not with a pipeline."""
     samples_every: Positive = 1

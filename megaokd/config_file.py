@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
+        values = _expanded(yaml.safe_load(text) or {})
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -95,6 +96,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain values, for log files and checkpoints."""
     result: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return result
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """In words, the dotted keys in which two trees of values differ, those that only one has among them."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [f"{path}: {before!r} -> {now!r}"]
+    keys = [*before, *(key for key in now if key not in before)]
+    pairs = [(f"{path}.{key}".lstrip("."), before.get(key, "absent"), now.get(key, "absent")) for key in keys]
+    return [text for name, one, other in pairs for text in differences(one, other, name)]
 
 
 def split_key(key: str) -> KeyPath:
@@ -124,12 +134,21 @@ def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath
     if not separator or not all(parts):
         raise UserError(f"override {override!r}: expected section.key=value, for example train.steps=100")
     try:
-        set_value(values, parts, yaml.safe_load(text))
+        set_value(values, parts, _expanded(yaml.safe_load(text)))
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
     except ValueError as error:
         raise UserError(f"override {override!r}: {error}") from None
     origins[parts] = f"override {override!r}"
+
+
+def _expanded(value: Any) -> Any:
+    """With the home folder in the place of ~: no shell has seen these values."""
+    if isinstance(value, dict):
+        return {key: _expanded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _key_origins(file: Path, node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, str]:
@@ -152,7 +171,32 @@ def _validate(values: dict[str, Any], origins: dict[KeyPath, str], source: str) 
         values = apply_method(values)
     except ValueError as error:
         raise UserError(f"{origins.get(('method',), source)}: method={values['method']}: {error}") from None
-    return check_values(Config, values, origins, source)
+    config = check_values(Config, values, origins, source)
+    _check_teacher(values, origins, source)
+    return config
+
+
+def _check_teacher(values: dict[str, Any], origins: dict[KeyPath, str], source: str) -> None:
+    """Refuse what only a teacher makes sense of where none is named: without one, training is on labels alone."""
+    teacher = values.get("teacher") or {}
+    if "path" in teacher:  # null: meant
+        return
+    terms = (values.get("objective") or {}).get("student") or {}
+    asked: dict[KeyPath, Any] = {
+        ("objective", "student", name): weight for name, weight in terms.items() if name != "ce"
+    }
+    asked |= {("teacher", name): value for name, value in teacher.items()}
+    for key, value in asked.items():
+        if value:
+            raise UserError(
+                f"{_origin(key, origins, source)}: {'.'.join(key)} needs a teacher, and there is no teacher.path; "
+                "teacher.path=null says that training is on labels alone"
+            )
+
+
+def _origin(path: KeyPath, origins: dict[KeyPath, str], source: str) -> str:
+    """Where a key came from, or the nearest section above it that has an origin."""
+    return next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
 
 
 def _one_branch_each(root: type[Any], errors: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -200,7 +244,7 @@ def _is_union(annotation: Any) -> bool:
 def _describe(root: type[Any], details: ErrorDetails, origins: dict[KeyPath, str], source: str) -> str:
     path = tuple(str(part) for part in details["loc"])
     parent = _dataclass_at(root, path[:-1])
-    where = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), source)
+    where = _origin(path, origins, source)
     key = ".".join(path)
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden") and parent is not None:
         names = [field.name for field in dataclasses.fields(parent)]

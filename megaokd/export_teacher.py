@@ -127,7 +127,7 @@ def _write_adapter(adapters: dict[str, FileAdapter], source: str, folder: Path) 
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": source,
+        "base_model_name_or_path": str(Path(source).resolve()),  # peft looks for it from wherever it is used
         "inference_mode": True,
         "r": smallest.rank,
         "lora_alpha": smallest.alpha,

@@ -187,12 +187,15 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
     """What is left of the world for data parallelism; a `UserError` where tensor x pipeline does not divide it."""
     model_size = parallel.tensor * parallel.pipeline
     if world_size % model_size:
-        fits = [f"{t}x{world_size // t}" for t in range(1, world_size + 1) if world_size % t == 0]
+        product = f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model_size}"
+        launcher = f"torchrun --standalone --nproc-per-node={model_size} -m megaokd.cli COMMAND ..."
+        if world_size == 1:
+            raise UserError(
+                f"{product} needs as many processes, and there is one; start them with a launcher: {launcher}"
+            )
         raise UserError(
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model_size} does not divide "
-            f"the {world_size} processes that were started; their product must be one of "
-            f"{divisors(world_size)} (tensor x pipeline using all of them: {', '.join(fits)}), or start a multiple of "
-            f"{model_size} processes"
+            f"{product} does not divide the number of processes, {world_size}: start a multiple of {model_size} "
+            f"({launcher}), or choose a product among {divisors(world_size)}"
         )
     return world_size // model_size
 

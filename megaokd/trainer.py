@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, ValidationRecord
 from megaokd.callbacks.build import build_callbacks
+from megaokd.callbacks.summary import SUMMARY_FILE, changed_since
 from megaokd.checkpoint.checkpointer import Checkpointer, refuse_checkpoints
 from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.checkpoint.identity import new_state
@@ -90,7 +91,9 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> ExitStatus:
         if self._stop_agreed(stop):
-            self.watcher.on_message(f"SIGTERM received before step {self.state.step + 1}; start again with resume=auto")
+            self.watcher.on_message(
+                f"SIGTERM received before step {self.state.step + 1}, nothing to save; start again with resume=auto"
+            )
             return ExitStatus.INTERRUPTED
         saved_at = self.state.step
         validated_at = self.state.validated_at
@@ -214,14 +217,28 @@ class Trainer:
             )
 
     def _resume(self) -> list[str]:
-        """Continue from a checkpoint, if there is one; returns what there is to tell about damaged ones."""
+        """Continue from a checkpoint, if there is one; returns what there is to tell about that."""
         if self.config.train.resume == "never":
             return []
         state, told = self.checkpointer.resume(self.state)
         self.state = state or self.state
         if self.schedule is not None and self.state.on_policy:
             self.schedule.restore(self.state.on_policy)
-        return told
+        return told if state is None else [*told, self._continues()]
+
+    def _continues(self) -> str:
+        """Where a run goes on, and what is not as it was; it may be meant."""
+        step, steps = self.state.step, self.config.train.steps
+        if step > steps:
+            raise UserError(
+                f"train.steps={steps}, but {self.folder} is at step {step} already; give at least as many, or another "
+                "checkpoint.folder"
+            )
+        words = f"continuing from step {step} of {self.folder}"
+        if step == steps:
+            words = f"{self.folder} is at step {step}, the last one: nothing is trained; for more give train.steps"
+        changed = changed_since(self.folder, self.config) if self.mesh.is_main else []
+        return f"{words}; changed since then: {', '.join(changed)}" if changed else words
 
     def _finish(self) -> None:
         if self.config.checkpoint.export:
@@ -241,6 +258,8 @@ class Trainer:
             write_json(self.folder / "summary.json", summary)
         if self.config.checkpoint.export:  # last, since it needs room on the device and nothing needs it
             write_export_check(self.run, self.folder / EXPORT_CHECK_FILE)
+        made = (STUDENT_FOLDER, TEACHER_ADAPTER_FOLDER, MERGED_TEACHER_FOLDER, "checkpoints", SUMMARY_FILE)
+        self._tell(f"{self.folder} holds {', '.join(name for name in made if (self.folder / name).exists())}")
 
     def _export_teacher(self) -> None:
         teacher, options = self.config.teacher, self.config.checkpoint

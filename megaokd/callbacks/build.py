@@ -8,7 +8,7 @@ from megaokd.callbacks.fan_out import FanOut
 from megaokd.callbacks.journal import read_journal
 from megaokd.callbacks.logs import JsonLog
 from megaokd.callbacks.monitors import Monitors
-from megaokd.callbacks.progress import ProgressBar, WarningLines
+from megaokd.callbacks.progress import MessageLines, ProgressBar, WarningLines
 from megaokd.callbacks.summary import SummaryPage
 from megaokd.callbacks.tensorboard import TensorBoard
 from megaokd.callbacks.warnings import WarningGiver
@@ -29,8 +29,7 @@ def build_callbacks(config: Config, mesh: ParallelMesh, first_step: int) -> Call
     write = start_monitors(config.deepspeed)
     if write is not None:
         callbacks.append(Monitors(write, config.logging.every))
-    if config.logging.progress:
-        callbacks.append(ProgressBar(config.train.steps, first_step))
+    callbacks.append(ProgressBar(config.train.steps, first_step) if config.logging.progress else MessageLines())
     callbacks.append(WarningLines())
     past = read_journal(folder, last_step=first_step) if first_step else []
     options = config.logging.warnings

@@ -52,6 +52,13 @@ class ProgressBar(Callback):
         self._bar.close()
 
 
+class MessageLines(Callback):
+    """Messages on stderr where there is no bar: that a run was stopped is told all the same."""
+
+    def on_message(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
 class WarningLines(Callback):
     """Warnings on stderr, above the bar where there is one."""
 

@@ -7,7 +7,7 @@ import yaml
 from megaokd.callbacks.base import Callback, CheckpointRecord
 from megaokd.callbacks.journal import JOURNAL_FILE, read_journal
 from megaokd.config import Config
-from megaokd.config_file import to_dict
+from megaokd.config_file import differences, to_dict
 from megaokd.errors import UserError
 from megaokd.files import write_whole
 from megaokd.summary.page import summary_page
@@ -30,6 +30,14 @@ class SummaryPage(Callback):
 
     def close(self) -> None:
         write_summary(self._folder)
+
+
+def changed_since(folder: Path, config: Config) -> list[str]:
+    """In words, the keys that the run in this folder had otherwise when it was started last; none if nobody knows."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return []
+    return differences(yaml.safe_load(file.read_text(encoding="utf-8")), to_dict(config))
 
 
 def write_summary(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import yaml
 
 from megaokd.comparison.recipe import TIMES
+from megaokd.config_file import differences
 from megaokd.errors import UserError
 from megaokd.exit_status import ExitStatus
 from megaokd.files import file_sha256, write_json
@@ -184,17 +185,8 @@ def check_same(name: str, path: Path, parts: Mapping[str, Any], done: Mapping[st
     before, now = read_json(path), json.loads(json.dumps(parts))
     for part, folder in done.items():
         if before[part] != now[part]:
-            changed = ", ".join(_differences(before[part], now[part]))
+            changed = ", ".join(differences(before[part], now[part]))
             raise UserError(
                 f"{name}: the recipe has changed since this cell's {part} was done ({changed}); give the recipe "
                 f"another folder, or remove {folder} to have it done again"
             )
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """In words, the dotted keys in which two trees of values differ, those that only one has among them."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [f"{path}: {before!r} -> {now!r}"]
-    keys = [*before, *(key for key in now if key not in before)]
-    pairs = [(f"{path}.{key}".lstrip("."), before.get(key, "absent"), now.get(key, "absent")) for key in keys]
-    return [text for name, one, other in pairs for text in _differences(one, other, name)]

@@ -91,8 +91,17 @@ class TrainBatches:
     def notes(self) -> list[str]:
         """What a user should know about these batches, a sentence each."""
         notes = []
+        whole, longest = self.dataset.lengths[self._learnable] - 1, self.shape.sequence_length
+        if num_cut := int((whole > longest).sum()):
+            notes.append(
+                f"{self.dataset.folder}: of {len(self.dataset)} examples {num_cut} are cut to data.sequence_length="
+                f"{longest}, so that the end of their response is not learned; the longest needs {whole.max()}"
+            )
         if self.left_out:
-            notes.append(f"{self.left_out} examples are left out: their prompt fills data.sequence_length")
+            notes.append(
+                f"{self.dataset.folder}: of {len(self.dataset)} examples {self.left_out} are left out: their prompt "
+                "fills data.sequence_length"
+            )
         if self._packed is not None:
             lengths = self.shape.positions(self.dataset, self._order.part(0, min(PACKING_BLOCK, self.epoch_size)))
             share = padding_share(lengths, self.shape.sequence_length)

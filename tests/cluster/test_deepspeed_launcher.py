@@ -36,5 +36,5 @@ def test_a_mistake_ends_both_hosts(hosts: list[Host], hostfile: Path, tiny_world
     config = write_config(tiny_world, tmp_path, **OPTIONS)
     status, output = hosts[0].finish(SCRIPT, hostfile, config, "parallel.tensor=3", timeout=120)
     assert status == 2, output
-    assert "does not divide the 4 processes" in output
+    assert "does not divide the number of processes, 4" in output
     assert not any(host.processes("megaokd.cli") for host in hosts)

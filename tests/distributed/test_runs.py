@@ -4,6 +4,7 @@ matters how a process starts or ends it is a real one, or several; other runs ar
 
 import html
 import json
+import re
 import signal
 import subprocess
 import time
@@ -169,11 +170,17 @@ def test_sigterm_saves_and_asks_to_be_started_again(tiny_world: TinyWorld, unint
     config = write(tmp_path / "run.yaml", tiny_world.config(folder, **options))
     process = start(*CLI, config)
     wait_for_step(process, folder, 7)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    process.send_signal(signal.SIGINT)  # Ctrl-C asks for the same
+    assert "SIGTERM received, checkpoint saved" in process.communicate()[1]
     assert process.returncode == 75
-    must(megaokd("train", config))
-    assert losses(folder) == losses(uninterrupted)
+    less = forked(0, *CLI, config, "train.steps=3")
+    assert (less.returncode, "train.steps=3, but " in less.stderr) == (2, True)
+    told = must(megaokd("train", config, "logging.every=2")).stderr
+    assert re.search(rf"continuing from step \d+ of {folder}; changed since then: logging.every: 1 -> 2\n", told)
+    assert f"{folder} holds student, teacher_adapter, checkpoints, summary.html" in told
+    assert losses(folder) == {step: found for step, found in losses(uninterrupted).items() if step in losses(folder)}
+    again = must(forked(0, *CLI, config)).stderr
+    assert f"{folder} is at step 12, the last one: nothing is trained" in again
     warnings = [[line for line in read_journal(run) if line["kind"] == "warning"] for run in (folder, uninterrupted)]
     assert warnings[0] == warnings[1], "what was told before SIGTERM is not told again"
 
@@ -296,7 +303,8 @@ def test_supervised_training_needs_no_teacher(tiny_world: TinyWorld, tmp_path: P
     values = tiny_world.config(tmp_path / "run", teacher={"path": None}, train={"steps": 2})
     must(torchrun(2, *CLI, write(tmp_path / "run.yaml", values), "parallel.pipeline=2", "logging.samples=2"))
     assert check_export(tmp_path / "run") <= 1e-5
-    assert [line["text"] for line in read_journal(tmp_path / "run") if line["kind"] == "message"] == [NO_PIPELINE]
+    told = [line["text"] for line in read_journal(tmp_path / "run") if line["kind"] == "message"]
+    assert told == [NO_PIPELINE, f"{tmp_path / 'run'} holds student, checkpoints, summary.html"]
 
 
 def test_an_export_is_checked_with_few_tokens(tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -391,7 +399,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "parallel.tensor=2 does not fit the student: 3 attention heads",
     ),
     "layers": (("parallel.pipeline=2", "parallel.virtual_stages=3", "parallel.schedule=interleaved1f1b"), "4 layers"),
-    "world size": (("parallel.tensor=3",), "does not divide the 2 processes"),
+    "world size": (("parallel.tensor=3",), "does not divide the number of processes, 2"),
     "own keys": (("parallel.tensor=2", "deepspeed={bf16: {enabled: true}}"), "deepspeed.bf16 is set by"),
     "NaN": (("parallel.tensor=2", "optimizer.student.lr=1e30", "optimizer.student.clip=0"), "no update was made"),
 }

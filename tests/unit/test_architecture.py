@@ -23,7 +23,7 @@ def architecture(**changes: Any) -> DecoderArchitecture:
 
 def test_world_size() -> None:
     assert data_parallel_size(Parallel(tensor=2, pipeline=2), 8) == 2
-    with pytest.raises(UserError, match=r"= 6 does not divide the 4 processes.*\[1, 2, 4\]"):
+    with pytest.raises(UserError, match=r"= 6 does not divide the number of processes, 4: .*node=6 .*\[1, 2, 4\]"):
         data_parallel_size(Parallel(tensor=3, pipeline=2), 4)
 
 

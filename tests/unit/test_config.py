@@ -45,8 +45,31 @@ def test_round_trip(file: Path) -> None:
 
 
 def test_an_option_of_a_term_may_hold_a_point(file: Path) -> None:
-    config = load_config(file, ["objective.student.skew_forward_kl(0.2)=1", "objective.student.jsd=0.5"])
+    terms = ["objective.student.skew_forward_kl(0.2)=1", "objective.student.jsd=0.5"]
+    config = load_config(file, ["teacher.path=models/t", *terms])
     assert config.objective.student == {"skew_forward_kl(0.2)": 1.0, "jsd": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("objective.student.reverse_kl=1", "objective.student.reverse_kl needs a teacher"),
+        ("teacher.dtype=bfloat16", "teacher.dtype needs a teacher"),
+    ],
+)
+def test_a_teacher_that_was_forgotten_is_told(file: Path, override: str, words: str) -> None:
+    """Else the run would be supervised training without a word."""
+    with pytest.raises(UserError) as error:
+        load_config(file, [override])
+    assert str(error.value).startswith(f"override {override!r}: {words}, and there is no teacher.path; ")
+    assert load_config(file, [override, "teacher.path=null"]).teacher.path is None
+    assert load_config(file, ["objective.student.ce=1", "objective.student.jsd=0"]).teacher.path is None
+
+
+def test_a_path_may_begin_at_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somebody")
+    config = load_config(file, ["checkpoint.folder=~/run", "teacher={path: ~/models/t}"])
+    assert (config.checkpoint.folder, config.teacher.path) == ("/somebody/run", "/somebody/models/t")
 
 
 def test_terms_are_those_of_the_loss() -> None:

@@ -112,6 +112,12 @@ def test_examples_with_nothing_left_to_learn_are_left_out(tmp_path: Path) -> Non
     dataset = token_dataset(tmp_path, [long, *EXAMPLES[:9], long])
     batches = train_batches(dataset)
     assert (batches.left_out, batches.epoch_size) == (2, 9)
+    whole = dataset.lengths[1:10] - 1
+    cut, left_out = batches.notes
+    assert f"of 11 examples {(whole > 64).sum()} are cut to data.sequence_length=64, so that the end of their" in cut
+    assert cut.endswith(f"the longest needs {whole.max()}")
+    assert left_out == f"{dataset.folder}: of 11 examples 2 are left out: their prompt fills data.sequence_length"
+    assert train_batches(dataset, sequence_length=512).notes == []
     assert set(np.concatenate([batches.examples(step) for step in range(3)])) == set(range(1, 10))
     assert len(validation_batches(dataset)) == 1
     with pytest.raises(UserError, match=r"every prompt fills data\.sequence_length = 2 "):

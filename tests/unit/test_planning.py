@@ -229,7 +229,12 @@ MISTAKES = {
     ("--gpu", "h1000"): "--gpu h1000: not in the table.*known are h100, h200",
     ("--gpu", "h100", "--nodes", "0"): "--nodes must be at least 1, not 0",
     ("--gpu", "h100", "--efficiency", "50"): "--efficiency must be above 0 and at most 1, not 50",
-    ("--gpu", "h100", "--nodes", "3"): r"train.global_batch = 512 is not a multiple of .* 1 x 1|does not divide the 24",
+    (
+        "--gpu",
+        "h100",
+        "--nodes",
+        "3",
+    ): r"train.global_batch = 512 is not a multiple of .* 1 x 1|does not divide the number of processes, 24",
     ("--gpu", "h100", "--nodes", "3", "--gpus-per-node", "100", "--search", "train.global_batch=1"): (
         "no layout of 3 nodes of 100 x H100.* can be built: train.global_batch=1 is .*a multiple of 300 suits"
     ),
