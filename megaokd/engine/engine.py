@@ -76,12 +76,18 @@ class TrainingEngine:
         DeepSpeed averages over the data-parallel ranks; losses are scaled by their number beforehand.
         """
         with self._engine.coalesce_grad_reduction():
-            yield
-            gradients = [item.parameter.grad for item in self.parameters if item.parameter.grad is not None]
-            self.local_gradients_finite = get_total_norm(gradients).isfinite() if gradients else None
-            sum_partial_gradients(self.parameters, self.tp)
-            sum_row_gradients(self.parameters, self.rows)
-            sum_tied_gradients(self.parameters, self.mesh)
+            try:
+                yield
+                gradients = [item.parameter.grad for item in self.parameters if item.parameter.grad is not None]
+                self.local_gradients_finite = get_total_norm(gradients).isfinite() if gradients else None
+                sum_partial_gradients(self.parameters, self.tp)
+                sum_row_gradients(self.parameters, self.rows)
+                sum_tied_gradients(self.parameters, self.mesh)
+            except BaseException:
+                # DeepSpeed reduces on its way out all the same, and would wait there for ranks that never come, with
+                # the error untold. This engine has made its last step.
+                self._engine._flush_coalesced_reduction_zero12 = lambda _: None
+                raise
 
     def square_norms(self) -> dict[GroupName, torch.Tensor]:
         """This rank's share of each group's squared gradient norm, fp64; the sum over the world is the whole."""

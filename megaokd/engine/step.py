@@ -48,8 +48,9 @@ class TrainingStep:
             assert self.generated_terms is not None
             terms = self.generated_terms
         scale = self.mesh.data.size / max(1, batch.loss_tokens)
+        inputs = runner_inputs(batch, self.mesh.device, self.trunk)
         with self.loss.with_terms(terms), self.engine.accumulate():
-            self.runner.forward_backward(*runner_inputs(batch, self.mesh.device, self.trunk), scale=scale)
+            self.runner.forward_backward(*inputs, scale=scale)
         report = reduce_report(
             self.loss.names,
             self.loss.take_sums(),

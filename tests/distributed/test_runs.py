@@ -369,6 +369,31 @@ def test_nan_is_traced_to_the_rank_it_came_from(tiny_world: TinyWorld, tmp_path:
     assert "(seen on ranks: 1)" in result.stderr
 
 
+def test_a_step_that_fails_is_not_reduced(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """The reduction would wait for ranks that may never come, and the error with it."""
+    program = broken_training(
+        tmp_path,
+        "from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Zero\n"
+        "from megaokd.distill import objective\n"
+        "original, reduce = objective.HiddenStateLoss.__call__, Zero.average_tensor\n"
+        "calls = 0\n"
+        "def broken(*arguments, **options):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == 6:\n"
+        "        raise RuntimeError('in the second micro-batch of the second step')\n"
+        "    return original(*arguments, **options)\n"
+        "def average_tensor(*arguments):\n"
+        "    print('reduced', file=sys.stderr)\n"
+        "    return reduce(*arguments)\n"
+        "objective.HiddenStateLoss.__call__, Zero.average_tensor = broken, average_tensor\n",
+    )
+    result = forked(0, program, write(tmp_path / "run.yaml", tiny_world.config(tmp_path / "run")))
+    assert result.returncode == 1
+    assert "in the second micro-batch of the second step" in result.stderr
+    assert result.stderr.count("reduced") == 1
+
+
 def test_the_interpreter_is_not_taken_down_beside_threads_of_gloo(tiny_world: TinyWorld, tmp_path: Path) -> None:
     """Where it is, one run in many aborts after its end; what wants to know of the exit is told all the same."""
     program = broken_training(
