@@ -78,7 +78,8 @@ def start_distributed(timeout_s: int) -> torch.device:
     WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        UserError: several Slurm tasks without these variables: each would train alone and overwrite the others.
+        UserError: several Slurm tasks without these variables: each would train alone and overwrite the others; or more
+            processes than GPUs on this machine.
     """
     if "RANK" not in os.environ:
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
@@ -89,12 +90,30 @@ def start_distributed(timeout_s: int) -> torch.device:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", **address)
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", own_gpu()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
     return device
+
+
+def own_gpu() -> int:
+    """The number of this process's GPU among those that it sees; 0 where Slurm shows each task one of its own.
+
+    Raises:
+        UserError: more processes on this machine than GPUs.
+    """
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun shows the same GPUs to all of its processes
+        return 0
+    processes = max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were started on {socket.gethostname()}, which has {gpus} GPUs that they see; start "
+            "one process a GPU (--nproc-per-node, --ntasks-per-node) or show them more (CUDA_VISIBLE_DEVICES)"
+        )
+    return local
 
 
 def free_port() -> int:
