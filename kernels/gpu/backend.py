@@ -22,12 +22,23 @@ from .sides import SideCode, mixture_code, side_code
 
 
 def check_device(device: torch.device) -> None:
-    """Raises RuntimeError for a device that has no kernels."""
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+    """Raises RuntimeError for a device that has no kernels, or for which Triton cannot build its driver."""
+    if triton.knobs.runtime.interpret:
+        return
+    if device.type != "cuda":
         raise RuntimeError(
             f"backend 'triton' is not available on {device.type}: it needs a CUDA or ROCm device or, to look for"
             " errors slowly, TRITON_INTERPRET=1 in the environment; use 'auto' or 'eager'"
         )
+    try:
+        _ = (
+            triton.runtime.driver.active
+        )  # compiled once a process; otherwise by the first kernel, after models are read
+    except Exception as error:  # whatever the compiler and the loader raise
+        raise RuntimeError(
+            f"backend 'triton' cannot start ({' '.join(str(error).split())[:300]}): Triton needs a C compiler where it"
+            " runs, gcc or the one that CC names; install one, or use 'eager'"
+        ) from error
 
 
 def _is_covered(logits: Logits, spec: LossSpec, *outs: Tensor | None) -> bool:

@@ -45,6 +45,20 @@ def test_a_run_names_the_key_of_a_backend_that_cannot_run() -> None:
         check_backend("triton", CPU, Terms((Term("ce", 1.0),), (), temperature=1.0))
 
 
+def test_a_gpu_without_a_c_compiler_is_told_before_models_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+
+    def build(_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(type(triton.runtime.driver), "active", property(build))
+    with pytest.raises(
+        UserError, match=r"objective\.backend: .* \(Failed to find C compiler\): Triton needs a C compiler"
+    ):
+        check_backend("auto", torch.device("cuda"), Terms((Term("ce", 1.0),), (), temperature=1.0))
+
+
 def test_the_likeliest_tokens_are_for_eager_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on a GPU, and at a weight of 0; a backend that is named is refused, not replaced."""
     monkeypatch.setattr(compiled, "is_available", lambda device: True)
