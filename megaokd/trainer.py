@@ -11,6 +11,7 @@ from megaokd.callbacks.base import Callback, CheckpointRecord, StepRecord, Valid
 from megaokd.callbacks.build import build_callbacks
 from megaokd.callbacks.summary import SUMMARY_FILE, changed_since
 from megaokd.checkpoint.checkpointer import Checkpointer, refuse_checkpoints
+from megaokd.checkpoint.folder_lock import FolderLock
 from megaokd.checkpoint.frozen import frozen_weights_hash
 from megaokd.checkpoint.identity import new_state
 from megaokd.checkpoint.state import (
@@ -48,6 +49,7 @@ class Trainer:
         self.folder = Path(config.checkpoint.folder)
         check_teacher_export(config)
         check_monitors(config.deepspeed)
+        self.lock = FolderLock(self.folder, mesh)
         if config.train.resume == "never":
             refuse_checkpoints(self.folder)
         self.run: Run = build_run(config, mesh)
@@ -70,7 +72,7 @@ class Trainer:
         self.watcher = build_callbacks(self.config, self.mesh, self.state.step)
         for text in told:
             self.watcher.on_message(text)
-        for text in (*self.run.notes, *self.run.train_batches.notes):
+        for text in (*self.lock.told, *self.run.notes, *self.run.train_batches.notes):
             self.watcher.on_message(text)
         if self.config.logging.samples and self.sampler is None:
             self.watcher.on_message(NO_PIPELINE)
@@ -84,6 +86,7 @@ class Trainer:
             raise
         finally:
             self.watcher.close()
+            self.lock.release()
         return outcome
 
     def _tell(self, text: str) -> None:
