@@ -18,10 +18,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from megaokd.agreement import together
+from megaokd.checkpoint import host_copy
 from megaokd.checkpoint.checkpointer import Checkpointer
 from megaokd.checkpoint.choice import choose_checkpoint
 from megaokd.checkpoint.contents import Contents, DamagedError, FileEntry, check_files, read_contents, write_contents
-from megaokd.checkpoint.host_copy import HostCopy
+from megaokd.checkpoint.host_copy import HostCopy, PinnedMemory
 from megaokd.checkpoint.shard_file import shard_name, write_shard
 from megaokd.checkpoint.slices import GlobalSlice
 from megaokd.checkpoint.state import RunState, checkpoint_path, list_checkpoints, prune
@@ -220,6 +221,23 @@ def test_the_saving_thread_uses_its_ranks_device(monkeypatch: pytest.MonkeyPatch
     engine: Any = None
     Checkpointer(Checkpoint(folder="nowhere"), engine, mesh)._thread.submit(int).result()
     assert used == [("checkpoint_0", torch.device("cuda", 3))]
+
+
+def test_pinned_tensors_share_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sizes just above powers of two, each of which would take twice its bytes by itself."""
+    monkeypatch.setattr(host_copy, "SLAB_BYTES", 1 << 12)
+    memory = PinnedMemory(pin=False)
+    shapes = [(2, 1025), (3,), (513,), (0, 4), (), (2049, 2), (129, 4), (1025,), (7, 7)]
+    tensors = [
+        memory.empty(torch.Size(shape), dtype=torch.uint8 if len(shape) == 1 else torch.float32) for shape in shapes
+    ]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+        assert tensor.shape == shape
+        assert tensor.is_contiguous()
+        assert (tensor == number).all(), "no two share memory"
+    assert [len(slab) for slab in memory.slabs] == [1 << 14, 1 << 15], "those of the two largest hold all"
 
 
 def test_a_failure_is_told_with_its_rank(group: dist.ProcessGroup, tmp_path: Path) -> None:
