@@ -14,8 +14,9 @@ $(VENV)/.ready: constraints.txt setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,docs]'
 	touch $@
 
+# A second one replaces the first only if it is told to: make quickstart ARGS=--overwrite
 quickstart: setup
-	$(BIN)/megaokd quickstart
+	$(BIN)/megaokd quickstart $(ARGS)
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15

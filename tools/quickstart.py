@@ -8,15 +8,16 @@ import argparse
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.errors import UserError
+from megaokd.files import make_empty
+from megaokd.option_types import positive
 from megaokd.subcommand import run_command, shown_command
 
 RECIPES = Path(__file__).resolve().parent
@@ -93,11 +94,13 @@ class Commands:
 def main(argv: Sequence[str]) -> int:
     """Run everything, print the table, check the exported student."""
     options = _parser().parse_args(argv)
-    folder = Path(options.folder)
+    folder = Path(options.folder or ("runs/quickstart_smoke" if options.smoke else "runs/quickstart"))
     scale = SMOKE if options.smoke else Scale()
+    _check_folder(folder, overwrite=options.overwrite)
+    own_data = None if options.data is None else _split(options)  # before anything is removed
     _prepare(folder)
     commands = Commands(folder)
-    _make_data(commands, options, scale)
+    _make_data(commands, own_data, scale)
     _train(commands, options, scale)
     for model in ("teacher", *(name for name, _ in STUDENTS.values())):
         _evaluate(commands, model, scale)
@@ -105,13 +108,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(folder: Path) -> None:
-    """An empty folder with the recipes in it; what a former quickstart left there is removed."""
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless that is a former quickstart's and may be replaced."""
     if (folder / COMMANDS_FILE).is_file():
-        shutil.rmtree(folder)
+        if not overwrite:
+            raise UserError(
+                f"{folder}: holds a former quickstart; give another --folder, or --overwrite to remove that one "
+                "(make quickstart ARGS=--overwrite)"
+            )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: not empty, and not from a former quickstart; give another --folder")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _prepare(folder: Path) -> None:
+    """An empty folder with the recipes in it, in place of a former quickstart's."""
+    make_empty(folder)
     (folder / COMMANDS_FILE).write_text("# What `megaokd quickstart` ran, from the same directory.\n", encoding="utf-8")
     for role in ("teacher", "student"):
         recipe = (RECIPES / f"quickstart_{role}.yaml").read_text(encoding="utf-8")
@@ -128,14 +139,16 @@ def _fill_in(recipe: str, folder: Path) -> str:
     return "".join(lines)
 
 
-def _make_data(commands: Commands, options: argparse.Namespace, scale: Scale) -> None:
+def _make_data(commands: Commands, own_data: Mapping[str, Sequence[str]] | None, scale: Scale) -> None:
     corpus, tokenizer, data = (commands.folder / name for name in ("corpus", "tokenizer", "data"))
-    if options.data is None:
+    if own_data is None:
         limit = [] if scale.corpus_pairs is None else ["--limit", str(scale.corpus_pairs)]
         title = "Collect (signature -> docstring) pairs from the standard library; test modules are unseen in training"
         commands.run(title, "megaokd", "corpus", "--output", str(corpus), *limit)
     else:
-        _split(options, corpus)
+        corpus.mkdir()
+        for part, lines in own_data.items():
+            (corpus / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = {part: str(corpus / f"{part}.jsonl") for part in PARTS}
     commands.run(
         "Train a sentencepiece tokenizer on the training part",
@@ -150,8 +163,13 @@ def _make_data(commands: Commands, options: argparse.Namespace, scale: Scale) ->
         )
 
 
-def _split(options: argparse.Namespace, corpus: Path) -> None:
-    """The user's examples as three files: by a hash of the prompt 5% each for validation and test, at most 500."""
+def _split(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The lines of three files of the user's examples: by a hash of the prompt 5% each for validation and test, at
+    most 500.
+
+    Raises:
+        UserError: the data cannot be read, or are too few.
+    """
     from megaokd.data.examples import Example, Keys, read_examples
 
     print(f"\nSplit {options.data} into {', '.join(PARTS)}", flush=True)
@@ -164,11 +182,10 @@ def _split(options: argparse.Namespace, corpus: Path) -> None:
         part = "test" if share < 0.05 else "validation" if share < 0.1 else "train"
         if part == "train" or len(rows[part]) < 500:
             rows[part].append(json.dumps({"prompt": example.prompt, "response": example.response}, ensure_ascii=False))
-    corpus.mkdir()
     for part, lines in rows.items():
         if not lines:
             raise UserError(f"{options.data}: too few examples to have a {part} part; give some hundreds at least")
-        (corpus / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return rows
 
 
 def _train(commands: Commands, options: argparse.Namespace, scale: Scale) -> None:
@@ -220,6 +237,8 @@ def _conclude(commands: Commands, options: argparse.Namespace) -> None:
         f"The exported student gives the trained student's logits to {difference:.1e} of the largest.",
         f"The whole quickstart took {commands.seconds:.0f} seconds.",
     ]
+    if options.smoke:
+        notes.insert(0, "Made with --smoke, a few steps of tiny models: the path works, the numbers mean nothing.")
     write_comparison(entries, folder, "MegaOKD quickstart", notes, describe_environment())
     print(f"\n{side_by_side(entries)}\n\n{comparison_table(entries)}\n")
     print("\n".join(notes))
@@ -237,14 +256,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megaokd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", default="runs/quickstart", metavar="DIR", help="default: runs/quickstart")
+    parser.add_argument("--folder", metavar="DIR", help="default: runs/quickstart, with --smoke runs/quickstart_smoke")
+    parser.add_argument("--overwrite", action="store_true", help="remove what a former quickstart left in the folder")
     parser.add_argument("--data", metavar="DATA", help=".jsonl or .parquet file, or Hugging Face dataset, instead")
     parser.add_argument("--split", default="train", help="part of a Hugging Face dataset (default: train)")
     parser.add_argument("--prompt-key", default="prompt", metavar="KEY", help="field of --data (default: prompt)")
     parser.add_argument("--response-key", metavar="KEY", help="field of --data (default: response, or output)")
-    parser.add_argument("--steps", type=int, metavar="N", help="updates of each student (default: the recipe's)")
-    parser.add_argument("--teacher-steps", type=int, metavar="N", help="updates of the teacher (default: the recipe's)")
-    parser.add_argument("--smoke", action="store_true", help="shrink everything: does the path work?")
+    parser.add_argument("--steps", type=positive, metavar="N", help="updates of each student (default: the recipe's)")
+    parser.add_argument(
+        "--teacher-steps", type=positive, metavar="N", help="updates of the teacher (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="shrink everything: does the path work? the numbers mean nothing"
+    )
     return parser
 
 

@@ -79,7 +79,7 @@ def run_megaokd(arguments: list[str], check: bool) -> int:
     if arguments[:1] == ["quickstart"] and not check:
         if Path("runs/quickstart/results.md").exists():  # what the folder was prepared with
             return 0
-        arguments = [*arguments, "--smoke"]
+        arguments = [*arguments, "--smoke", "--folder", "runs/quickstart"]  # where the pages look for it
     shipped = [argument for argument in arguments if argument.startswith("launch_scripts/")]
     return exist(shipped) or wait_for(fork(lambda: megaokd_main(arguments, check), {}))
 
