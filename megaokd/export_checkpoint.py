@@ -11,6 +11,7 @@ from megaokd.config import Config
 from megaokd.errors import UserError
 from megaokd.export import export_student
 from megaokd.export_teacher import export_adapter, export_merged_teacher
+from megaokd.files import check_output_folder
 from megaokd.mesh import ParallelMesh
 from megaokd.run import build_run
 
@@ -22,7 +23,7 @@ def check_export(config: Config, what: What, output: Path) -> None:
     """Refuse what cannot be written, before anything is built.
 
     Raises:
-        UserError: the run has no such part, or `output` holds something.
+        UserError: the run has no such part, or `output` holds something or cannot be written.
     """
     online = config.teacher.online if config.teacher.path is not None else None
     if what != "student" and (online is None or online.kind != "lora"):
@@ -33,6 +34,7 @@ def check_export(config: Config, what: What, output: Path) -> None:
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} is not an empty folder; name one that does not exist yet")
+    check_output_folder(output)
 
 
 def export_checkpoint(config: Config, mesh: ParallelMesh, *, which: str, what: What, output: Path) -> str:

@@ -1,12 +1,16 @@
-"""What several rooms do with files: writing one whole or not at all, and knowing one by its checksum."""
+"""What several rooms do with files: writing one whole or not at all, knowing one by its checksum, outputs."""
 
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
+from errno import EACCES
 from pathlib import Path
 from typing import Any
+
+from megaokd.errors import UserError
 
 _CHUNK = 1 << 24
 
@@ -49,6 +53,25 @@ def make_empty(folder: Path) -> None:
     """A folder with nothing in it, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse a folder that a command could not write into, before the work for it and not after; leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if there == folder and folder.is_dir():
+            # Asked, not tried: another process may just look whether the folder is empty.
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+        else:
+            with tempfile.TemporaryDirectory(dir=there):
+                pass
+    except OSError as error:
+        raise UserError(f"{folder}: no folder that can be written ({error.strerror}); give another place") from None
 
 
 def file_sha256(path: Path) -> str:

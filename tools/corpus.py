@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.data.docstrings import corpus_from_packages, write_corpus
+from megaokd.files import check_output_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         parser.error(f"--limit must be at least 1, not {arguments.limit}")
 
+    check_output_folder(Path(arguments.output))
     packages = [name.strip() for name in arguments.packages.split(",") if name.strip()]
     corpus = corpus_from_packages(packages, seed=arguments.seed, limit=arguments.limit)
     write_corpus(corpus, Path(arguments.output))

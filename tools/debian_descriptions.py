@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.data.debian import read_descriptions, split, write_parts
+from megaokd.files import check_output_folder
 from megaokd.option_types import positive
 
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "--max-characters", type=positive, default=500, metavar="N", help="of a long description (default: 500)"
     )
     options = parser.parse_args(argv)
+    check_output_folder(Path(options.output))
     parts = split(read_descriptions(Path(options.lists)), options.max_characters)
     write_parts(parts, Path(options.output))
     print(f"wrote {options.output}: {', '.join(f'{len(records)} {part}' for part, records in parts.items())}")

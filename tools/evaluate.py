@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from megaokd.cli import run
 from megaokd.errors import UserError
 from megaokd.exit_status import ExitStatus
+from megaokd.files import check_output_folder
 from megaokd.option_types import SET_NAME, count, positive, positive_number, share
 from megaokd.train_command import run_split
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
     )
+    check_output_folder(Path(options.output))
     sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
 
     def work(mesh: "ParallelMesh") -> ExitStatus:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from megaokd.cli import run
 from megaokd.exit_status import ExitStatus
+from megaokd.files import check_output_folder
 from megaokd.option_types import count, positive, share
 from megaokd.signals import StopRequest
 from megaokd.train_command import run_split
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.generation.options import GenerationOptions
     from megaokd.models.hub import fetch_folder
 
+    check_output_folder(options.output.parent)
     responding = Responding(
         model=Path(options.model),
         prompts=options.prompts,

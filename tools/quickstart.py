@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.errors import UserError
-from megaokd.files import make_empty
+from megaokd.files import check_output_folder, make_empty
 from megaokd.option_types import positive
 from megaokd.subcommand import run_command, shown_command
 
@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(options.folder or ("runs/quickstart_smoke" if options.smoke else "runs/quickstart"))
     scale = SMOKE if options.smoke else Scale()
     _check_folder(folder, overwrite=options.overwrite)
+    check_output_folder(folder)
     own_data = None if options.data is None else _split(options)  # before anything is removed
     _prepare(folder)
     commands = Commands(folder)

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A room may import itself and the rooms before it.
 ORDER = [
-    ["version", "errors", "exit_status", "files", "option_types", "terms", "methods", "subcommand"],
+    ["version", "errors", "exit_status", "option_types", "terms", "methods", "subcommand"],
+    ["files"],
     ["agreement", "options", "summary"],
     ["config", "precision"],
     ["config_file"],
