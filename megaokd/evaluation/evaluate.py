@@ -152,9 +152,10 @@ def evaluate(
 
 
 def _models(folders: Folders) -> list[str | Path]:
-    """The folders that hold whole models."""
-    named = [folders.model, folders.teacher, folders.adapted_teacher]
-    return [folder for folder in named if folder is not None and not is_adapter(folder)]
+    """The folders that are to hold whole models."""
+    adapted = folders.adapted_teacher
+    named = [folders.model, folders.teacher, None if adapted is None or is_adapter(adapted) else adapted]
+    return [folder for folder in named if folder is not None]
 
 
 def _adapted_teacher(loader: ModelLoader, adapted: str | Path, teacher: str | Path | None) -> Decoder:

@@ -64,7 +64,17 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / "adapter_config.json").is_file()
 
 
+def check_is_whole(folder: str | Path) -> None:
+    """Refuse an adapter where a whole model is asked for."""
+    if is_adapter(folder):
+        raise UserError(
+            f"{folder} is an adapter and no whole model; `megaokd evaluate --adapted-teacher` takes it beside "
+            "--teacher, and `megaokd export --what merged-teacher` writes the model that both make"
+        )
+
+
 def _architecture(folder: Path, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> DecoderArchitecture:
+    check_is_whole(folder)
     if is_checkpoint(folder):
         arch = student_architecture(folder, vocabulary_size(tokenizer))
     elif (folder / "config.json").is_file():

@@ -24,7 +24,7 @@ from megaokd.data.examples import CUT, FINISH_REASON
 from megaokd.data.tokenizer import encode_prompts, load_tokenizer
 from megaokd.errors import UserError
 from megaokd.evaluation.generation import continue_prompts
-from megaokd.evaluation.loading import ModelLoader
+from megaokd.evaluation.loading import ModelLoader, check_is_whole
 from megaokd.evaluation.prompts import prompt_records
 from megaokd.evaluation.ranks import Ranks
 from megaokd.files import drop_torn_line, file_sha256, sync_folder, write_json
@@ -88,6 +88,7 @@ def write_responses(
     Raises:
         UserError: the output exists, a file is not what it should be, or what has been begun is of other options.
     """
+    check_is_whole(work.model)
     tokenizer = load_tokenizer(work.model)
     loader = ModelLoader([work.model], tokenizer, ranks)
     prompts = _read(work, tokenizer, loader.positions - work.options.max_new_tokens, say)

@@ -295,6 +295,17 @@ def test_the_adapted_teacher_is_measured_from_its_adapter(tmp_path: Path) -> Non
     assert result.adapted.reverse_kl != pytest.approx(result.metrics.reverse_kl, rel=1e-2)
     with pytest.raises(UserError, match="adapter: give the original teacher"):
         evaluate(replace(folders, teacher=None), Data(23))
+    for misplaced in ({"model": tmp_path / "adapter"}, {"teacher": tmp_path / "adapter"}):
+        with pytest.raises(UserError, match=r"adapter is an adapter and no whole model; .*--adapted-teacher"):
+            evaluate(replace(folders, **misplaced), Data(23))
+    work = Responding(
+        model=tmp_path / "adapter",
+        prompts=tmp_path / "prompts.jsonl",
+        output=tmp_path / "responses.jsonl",
+        options=generation.GenerationOptions(),
+    )
+    with pytest.raises(UserError, match="is an adapter and no whole model"):
+        write_responses(work, RANKS, print)
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:
