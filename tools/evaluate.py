@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     from megaokd.data.dataset import TokenDataset
     from megaokd.evaluation.evaluate import Folders, GenerationOptions, evaluate
     from megaokd.evaluation.ranks import Ranks
-    from megaokd.evaluation.report import generation_files, summary, write_report
+    from megaokd.evaluation.report import check_no_report, generation_files, summary, write_report
     from megaokd.models.hub import fetch_folder
 
     disable_progress_bar()
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         top_p=options.top_p,
     )
     check_output_folder(Path(options.output))
+    if not options.overwrite:
+        check_no_report(options.output)
     sizes = {"max_length": options.max_length, "max_batch_tokens": options.max_batch_tokens}
 
     def work(mesh: "ParallelMesh") -> ExitStatus:
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="processes a model is split over")
     parser.add_argument("--output", required=True, help="folder for the report")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there already")
     return parser
 
 

@@ -3,10 +3,13 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from megaokd.cli import run
 from megaokd.data.arguments import add_reading_arguments, examples_from_arguments
 from megaokd.data.examples import Conversation, Document
+from megaokd.errors import UserError
+from megaokd.files import check_output_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,7 +18,12 @@ def main(argv: Sequence[str]) -> int:
     add_reading_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="tokens, special ones included")
+    parser.add_argument("--overwrite", action="store_true", help="write over a tokenizer that is there already")
     arguments = parser.parse_args(argv)
+    output = Path(arguments.output)
+    check_output_folder(output)
+    if output.exists() and any(output.iterdir()) and not arguments.overwrite:
+        raise UserError(f"{output}: not empty; give another --output, or --overwrite to write over a former tokenizer")
 
     from megaokd.data.tokenizer_training import train_tokenizer
 

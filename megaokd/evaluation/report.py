@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megaokd.errors import UserError
 from megaokd.evaluation.environment import describe_environment, environment_lines
 from megaokd.evaluation.evaluate import Evaluation, Generation, GenerationOptions
 from megaokd.evaluation.text_metrics import TextMetrics
@@ -16,14 +17,22 @@ RESULT_FILE = "evaluation.json"
 GENERATIONS_FILE = "generations.jsonl"
 
 
+def check_no_report(folder: str | Path) -> None:
+    """Refuse a folder that holds an evaluation."""
+    if (Path(folder) / RESULT_FILE).exists():
+        raise UserError(f"{folder}: holds an evaluation already; give another --output, or --overwrite to replace it")
+
+
 def write_report(result: Evaluation, folder: str | Path) -> None:
-    """Write the files into `folder`, made if needed; those of generations only where there are any.
+    """Write the files into `folder`, made if needed, in place of a former evaluation's; generations where there are.
 
     Each is written whole or not at all, evaluation.json last: where it stands, the others do.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = describe_environment()
+    for former in (RESULT_FILE, GENERATIONS_FILE, *(path.name for path in folder.glob("generations.*.jsonl"))):
+        (folder / former).unlink(missing_ok=True)
     for file, generations in generation_files(result).items():
         lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in generations]
         write_whole(folder / file, "".join(lines))

@@ -26,7 +26,7 @@ from megaokd.evaluation.generation import continue_prompts
 from megaokd.evaluation.loading import ModelLoader
 from megaokd.evaluation.prompts import read_prompts
 from megaokd.evaluation.ranks import Ranks
-from megaokd.evaluation.report import write_report
+from megaokd.evaluation.report import check_no_report, write_report
 from megaokd.evaluation.responses import Responding, write_responses
 from megaokd.evaluation.text_metrics import TextMetrics, distinct, mean_over_seeds, measure_texts, rouge_l
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
@@ -261,10 +261,17 @@ def test_report_holds_the_measures_and_the_generations(tmp_path: Path) -> None:
     assert values["generations"] == 10
     assert values["rouge_l_interval"] is not None
     assert values["environment"]["commit"]
+    with pytest.raises(UserError, match="holds an evaluation already"):
+        check_no_report(tmp_path / "report")
+    check_no_report(tmp_path / "other")
     lines = [json.loads(line) for line in (tmp_path / "report/generations.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"prompt", "references", "generation", "seed"}] * 10
     assert [line["seed"] for line in lines] == [0] * 5 + [1] * 5
     assert "forward KL" in (tmp_path / "report/evaluation.md").read_text()
+    (tmp_path / "report/generations.dolly.jsonl").write_text("of sets")
+    write_report(replace(result, generations=(), texts=None), tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"evaluation.json", "evaluation.md"}, "what is not of this evaluation is gone"
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -33,6 +33,7 @@ def test_a_folder_that_forbids_writing_is_refused(tmp_path: Path, monkeypatch: p
         ["export", "run.yaml", "--output", "FILE/export"],
         ["generate", "--model", "absent", "--prompts", "absent.jsonl", "--output", "FILE/responses.jsonl"],
         ["corpus", "--output", "FILE"],
+        ["tokenizer", "--input", "absent.jsonl", "--output", "FILE"],
         ["debian-descriptions", "--output", "FILE"],
         ["quickstart", "--folder", "FILE/below"],
     ],
@@ -47,3 +48,16 @@ def test_commands_look_at_their_output_first(
     Path("run.yaml").write_text("data: {train: data}\ntrain: {steps: 1}\ncheckpoint: {folder: run}\n")
     assert main(command) == 2
     assert "no folder that can be written" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_written_over_only_when_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("of all data sets")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"word{n} other{n * n}" for n in range(300)))
+    words = ["tokenizer", "--input", str(tmp_path / "text.txt"), "--output", str(tmp_path / "tokenizer")]
+    words += ["--vocab-size", "290"]
+    assert main(words) == 2
+    assert "tokenizer: not empty" in capsys.readouterr().err
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "of all data sets"
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() != "of all data sets"
