@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Evaluate, write the report, print it."""
     options = _parser().parse_args(argv)
+    _check_used(options)
     # After parsing: --help must not wait for torch.
     from transformers.utils.logging import disable_progress_bar
 
@@ -67,6 +68,13 @@ def main(argv: Sequence[str]) -> int:
         return ExitStatus.FINISHED
 
     return run_split(options.tensor, work)
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Refuse options of generations where nothing is generated: they would change nothing, without a word."""
+    for name in ("prompts", "seeds"):
+        if getattr(options, name) and options.generate == 0:
+            raise UserError(f"--{name} is of generations, and none are made: give --generate N, or leave --{name} out")
 
 
 def prompt_files(words: Sequence[str] | None) -> str | dict[str, str] | None:

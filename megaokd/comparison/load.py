@@ -37,8 +37,9 @@ def load_recipe(path: str | Path) -> Recipe:
         )
     if recipe.reference is not None and recipe.reference not in recipe.methods:
         raise UserError(f"{origins[('reference',)]}: reference = {recipe.reference!r} is no method of this recipe")
-    if isinstance(recipe.evaluation.prompts, dict) and recipe.evaluation.generate == 0:
-        raise UserError(f"{origins[('evaluation', 'prompts')]}: evaluation.prompts needs evaluation.generate above 0")
+    for key in ("prompts", "seeds"):
+        if getattr(recipe.evaluation, key) and recipe.evaluation.generate == 0:
+            raise UserError(f"{origins[('evaluation', key)]}: evaluation.{key} needs evaluation.generate above 0")
     options = _check_options(recipe, origins)
     configs = {name: _check_method(recipe, name, options, origins) for name in recipe.methods}
     _check_shared(recipe, configs, origins)

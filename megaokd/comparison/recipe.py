@@ -53,8 +53,8 @@ class EvaluationOptions:
 
     @property
     def prompt_files(self) -> list[str]:
-        """What `prompts` names, where anything is generated."""
-        if self.prompts is None or self.generate == 0:
+        """What `prompts` names."""
+        if self.prompts is None:
             return []
         return [self.prompts] if isinstance(self.prompts, str) else list(self.prompts.values())
 

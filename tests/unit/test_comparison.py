@@ -270,9 +270,10 @@ def test_wrong_sets_of_prompts_are_told(tmp_path: Path, prompts: str, words: str
     with pytest.raises(UserError) as error:
         load_recipe(file)
     assert str(error.value).startswith(line_of(file, "prompts: ") + words)
-    file = write(tmp_path, evaluation__prompts={"a": "x.jsonl"}, evaluation__generate=0)
-    with pytest.raises(UserError, match=r"evaluation\.prompts needs evaluation\.generate above 0"):
-        load_recipe(file)
+    for key, value in (("prompts", {"a": "x.jsonl"}), ("prompts", "x.jsonl"), ("seeds", 3)):
+        file = write(tmp_path, **{f"evaluation__{key}": value}, evaluation__generate=0)
+        with pytest.raises(UserError, match=rf"evaluation\.{key} needs evaluation\.generate above 0"):
+            load_recipe(file)
 
 
 def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

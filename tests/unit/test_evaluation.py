@@ -32,6 +32,7 @@ from megaokd.evaluation.text_metrics import TextMetrics, distinct, mean_over_see
 from megaokd.evaluation.token_metrics import TokenMetrics, measure_tokens
 from megaokd.generation import options as generation
 from megaokd.models.decoder import Decoder
+from megaokd.tools.evaluate import main as evaluate_command
 from megaokd.tools.evaluate import prompt_files
 
 VOCAB, BOS, EOS = 53, 1, 2
@@ -513,3 +514,9 @@ def stopping_after(calls: int) -> Callable[..., list[list[int]]]:
         return continue_prompts(*arguments, **options)
 
     return run
+
+
+@pytest.mark.parametrize("option", ["--prompts", "--seeds"])
+def test_options_of_generations_are_refused_without_any(option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} is of generations"):
+        evaluate_command(["--model", "absent", "--data", "absent", "--output", "absent", option, "3"])
