@@ -94,13 +94,22 @@ def read_architectures(config: Config, vocab_size: int) -> tuple[DecoderArchitec
 
 
 def configured_student(student: Student, teacher: DecoderArchitecture | None, vocab_size: int) -> DecoderArchitecture:
-    """The student that a configuration asks for; vocab_size: of one from scratch."""
+    """The student that a configuration asks for; vocab_size: of one from scratch.
+
+    Raises:
+        UserError: `student.from_teacher` beside `student.path`, or without a teacher; see `student_architecture`.
+    """
     if student.from_teacher is None:
         if student.path is not None:
             return read_architecture(student.path)
         return DecoderArchitecture.from_config(student.architecture, vocab_size)
-    if student.path is not None or teacher is None:
-        raise UserError("student.from_teacher needs teacher.path, and excludes student.path")
+    if student.path is not None:
+        raise UserError("student.from_teacher and student.path exclude one another; leave out one of the two")
+    if teacher is None:
+        raise UserError(
+            "student.from_teacher needs a teacher, and this run has none (without teacher.path, and with method=sft, "
+            "which leaves it out); give as student.path the student of a run that has one"
+        )
     return student_architecture(student.from_teacher, teacher)
 
 

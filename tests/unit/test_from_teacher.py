@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from megaokd.config import FromTeacher
+from megaokd.config import FromTeacher, Student
 from megaokd.errors import UserError
 from megaokd.models.decoder import Decoder, DecoderSlice
 from megaokd.models.from_teacher import chosen_layers, load_from_teacher, student_architecture
 from megaokd.models.huggingface_config import derived_config, read_architecture
 from megaokd.parallel.region import TensorParallel
 from megaokd.parallel.vocab import VocabRange
+from megaokd.pipeline.blueprint import configured_student
 from tests.support import families
 
 NAMES = ["llama", "qwen2-windows", "qwen3", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"]
@@ -102,6 +103,14 @@ def test_its_config_describes_it(name: str, tmp_path: Path) -> None:
     assert read_architecture(tmp_path) == arch
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert model.get_input_embeddings().weight.shape == (families.VOCABULARY, 16)
+
+
+def test_a_student_without_a_teacher_and_one_with_two_beginnings_are_told_apart(tmp_path: Path) -> None:
+    families.save(families.random_model("llama"), tmp_path)
+    with pytest.raises(UserError, match=r"needs a teacher, and this run has none .*method=sft"):
+        configured_student(Student(from_teacher=FromTeacher()), None, 64)
+    with pytest.raises(UserError, match=r"from_teacher and student\.path exclude one another"):
+        configured_student(Student(from_teacher=FromTeacher(), path="x"), read_architecture(tmp_path), 64)
 
 
 def test_a_count_of_layers_is_spread_evenly() -> None:
