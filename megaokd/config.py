@@ -142,6 +142,15 @@ class Student:
     architecture: Architecture = Field(default_factory=Architecture)
     """Used where neither of the other two is given; initialised from `train.seed`."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        # A resolved configuration has the defaults of what is not used: only other values are somebody's.
+        if self.from_teacher is not None and self.architecture != Architecture():
+            raise ValueError(
+                "architecture is of a student from scratch, from_teacher has sizes of its own; leave out one"
+            )
+        return self
+
 
 def _weights(*, ce: float, forward_kl: float) -> Weights:
     return {"ce": ce, "forward_kl": forward_kl}

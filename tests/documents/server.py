@@ -55,8 +55,9 @@ def shrinking(load_config: Callable[..., Any]) -> Callable[..., Any]:
         train = dataclasses.replace(train, validate_every=min(train.validate_every, 2))
         data = dataclasses.replace(config.data, sequence_length=min(config.data.sequence_length, 96))
         checkpoint = dataclasses.replace(config.checkpoint, every=min(config.checkpoint.every, 2), keep_every=0)
-        architecture = dataclasses.replace(config.student.architecture, hidden_size=16, intermediate_size=32)
-        from_teacher = config.student.from_teacher
+        architecture, from_teacher = config.student.architecture, config.student.from_teacher
+        if from_teacher is None:
+            architecture = dataclasses.replace(architecture, hidden_size=16, intermediate_size=32)
         if from_teacher is not None and from_teacher.hidden_size is not None:
             from_teacher = dataclasses.replace(
                 from_teacher, layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=32

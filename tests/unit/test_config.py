@@ -40,8 +40,9 @@ def test_online_group_keeps_its_own_defaults(file: Path) -> None:
 
 
 def test_round_trip(file: Path) -> None:
-    config = load_config(file)
-    assert parse_config(to_dict(config)) == config
+    for overrides in ([], ["student.from_teacher.layers=2"]):
+        config = load_config(file, overrides)
+        assert parse_config(to_dict(config)) == config
 
 
 def test_an_option_of_a_term_may_hold_a_point(file: Path) -> None:
@@ -146,6 +147,11 @@ def test_every_method_can_be_named() -> None:
         (WITH_TEACHER, ["method=jsd", "objective.student={ce: 1}"], ["it decides objective.student: {'ce': 1.0"]),
         (WITH_TEACHER, ["method=pesf_kd", "teacher.online.kind=lora"], ["it decides teacher.online.kind: head"]),
         (WITH_TEACHER, ["method=okd_lora", "teacher.online=null"], ["it decides teacher.online.kind: lora"]),
+        (
+            MINIMAL + "student: {from_teacher: {layers: 2}}\n",
+            ["student.architecture.num_layers=2"],
+            ["architecture is of a student from scratch"],
+        ),
         ("data: {train: x}\ncheckpoint: {folder: r}\n", [], ["'train' is required"]),
         ("data: [1, 2\n", [], ["not valid YAML"]),
         ("- a\n", [], ["expected a mapping"]),
