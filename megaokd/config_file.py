@@ -139,7 +139,12 @@ def _apply_override(values: dict[str, Any], override: str, origins: dict[KeyPath
         raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
     except ValueError as error:
         raise UserError(f"override {override!r}: {error}") from None
-    origins[parts] = f"override {override!r}"
+    origin = f"override {override!r}"
+    for below in [known for known in origins if known[: len(parts)] == parts]:
+        del origins[below]  # what the file had there is replaced
+    origins[parts] = origin
+    for end in range(1, len(parts)):
+        origins.setdefault(parts[:end], origin)  # a section that only the override names
 
 
 def _expanded(value: Any) -> Any:

@@ -133,6 +133,18 @@ def test_every_method_can_be_named() -> None:
         (MINIMAL + "teacher:\n  online: {rank: many}\n", [], ["run.yaml:5", "teacher.online.rank = 'many'"]),
         (MINIMAL + "paralel: {tensor: 2}\n", [], ["run.yaml:4", "'paralel'", "did you mean 'parallel'"]),
         (MINIMAL, ["data.train=[{pth: x}]"], ["unknown key 'data.train.0.pth'", "did you mean 'path'"]),
+        (MINIMAL, ["trian.steps=3"], ["override 'trian.steps=3': unknown key 'trian'; did you mean 'train'?"]),
+        (WITH_TEACHER, ["teacher.onlin.rank=3"], ["override 'teacher.onlin.rank=3': unknown key 'teacher.onlin'"]),
+        (
+            MINIMAL + "objective:\n  student:\n    ce: 1.0\n",
+            ["objective.student={ce: -1.0}"],
+            ["override 'objective.student={ce: -1.0}': objective.student.ce = -1.0"],
+        ),
+        (
+            MINIMAL + "objective: {student: {ce: -1.0}}\n",
+            ["objective.fused=false"],
+            ["run.yaml:4: objective.student.ce"],
+        ),
         (MINIMAL, ["train.steps=-1"], ["override 'train.steps=-1'", "greater than 0"]),
         (MINIMAL, ["train.steps"], ["expected section.key=value"]),
         (MINIMAL, ["train.steps.more=1"], ["steps is not a section"]),
