@@ -19,7 +19,8 @@ def test_grid(tiny_world: TinyWorld, tmp_path: Path) -> None:
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "grid"
     values = grid(tiny_world, folder)
     # In the first call one method fails in every cell, and the others go on.
-    broken = {"method": "forward_kl", "teacher": {"path": str(tmp_path / "nowhere")}}
+    shutil.copytree(tiny_world.teacher, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    broken = {"method": "forward_kl", "teacher": {"path": str(tmp_path / "weightless")}}
     write(recipe, {**values, "methods": {"broken": broken, "okd": values["methods"]["okd"]}, "seeds": [0]})
     result = forked(0, *COMPARE, recipe)
     assert result.returncode == 1

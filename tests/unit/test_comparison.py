@@ -7,16 +7,18 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 
 from megaokd.comparison import responses
 from megaokd.comparison.grid import Cell, all_work
 from megaokd.comparison.load import load_recipe
 from megaokd.comparison.lock import only_one
-from megaokd.comparison.preflight import check_sources
+from megaokd.comparison.preflight import check_before_training, check_sources
 from megaokd.comparison.recipe import Recipe, merged
 from megaokd.comparison.results import MEASURES, Measured, measures_of
 from megaokd.comparison.search import SearchRun, read_choice
@@ -27,6 +29,7 @@ from megaokd.evaluation.figures import check_matplotlib
 from megaokd.tools import compare as compare_command
 from megaokd.tools import evaluate as evaluate_command
 from megaokd.tools import generate as generate_command
+from tests.unit.data_helpers import token_dataset
 
 RECIPE: dict[str, Any] = {
     "folder": "runs/grid",
@@ -276,6 +279,11 @@ def test_wrong_sets_of_prompts_are_told(tmp_path: Path, prompts: str, words: str
             load_recipe(file)
 
 
+def pretend_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is the data set of the evaluation."""
+    monkeypatch.setattr("megaokd.comparison.preflight.TokenDataset", lambda _: SimpleNamespace(vocab_size=300))
+
+
 def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where something is left to run: a grid that is finished needs them no more."""
     ran: list[str] = []
@@ -291,7 +299,10 @@ def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, mo
 
     work = Pretended()
     monkeypatch.setattr("megaokd.comparison.grid.all_work", lambda _: [work])
-    monkeypatch.setattr("megaokd.comparison.preflight.TokenDataset", lambda _: None)
+    pretend_data(monkeypatch)
+    monkeypatch.setattr("megaokd.comparison.preflight._check_data", lambda *_: None)
+    monkeypatch.setattr("megaokd.comparison.preflight._check_models", lambda *_: None)
+    monkeypatch.setattr("megaokd.comparison.preflight.fetch_models", lambda config: config)
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"prompt": "p", "output": "o"}\n')
     bad.write_text('{"prompt": "p", "output": "o"}\n{"prompt": "p"}\n')
@@ -329,11 +340,32 @@ def test_what_would_fail_in_every_cell_is_told_before_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     if changes:
-        monkeypatch.setattr("megaokd.comparison.preflight.TokenDataset", lambda _: None)
+        pretend_data(monkeypatch)
     monkeypatch.setattr("megaokd.comparison.work.run_command", lambda *_: pytest.fail("something was run"))
     recipe = load_recipe(write(tmp_path, folder=str(tmp_path / "grid"), **changes))
     with pytest.raises(UserError, match=words):
         compare_command._run_grid(recipe)
+
+
+def test_data_and_models_are_looked_at_before_the_first_run(tmp_path: Path) -> None:
+    """By their config.json: there are no weights here."""
+    (tmp_path / "made").mkdir()
+    data, teacher = str(token_dataset(tmp_path / "made").folder), tmp_path / "teacher"
+    teacher.mkdir()
+    config = LlamaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    config.save_pretrained(teacher)
+    right = {"evaluation__data": data, "base__data__train": data, "base__teacher__path": str(teacher)}
+    check_before_training(load_recipe(write(tmp_path, **right)))
+    absent, later = str(tmp_path / "absent"), {"method": "forward_kl", "adapted_teacher_of": "okd"}
+    for changes, words in (
+        ({"base__data__train": absent}, "absent"),
+        ({"base__data__validation": absent}, "absent"),
+        ({"base__teacher__path": absent}, "method 'okd': .*absent"),
+        ({"methods__okd__teacher__online__layers": 3}, "method 'okd': teacher.online.layers=3, but .* only 2 layers"),
+        ({"base__parallel__tensor": 3}, "method 'sft': parallel.tensor=3 does not fit the student"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_before_training(load_recipe(write(tmp_path, **{**right, "methods__later": later, **changes})))
 
 
 def test_what_took_from_a_run_that_is_made_again_is_told(tmp_path: Path) -> None:
