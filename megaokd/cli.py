@@ -1,5 +1,6 @@
 """The command `megaokd`: a subcommand for training and one for each file in tools/."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -31,14 +32,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to a subcommand; a `UserError` becomes one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return ExitStatus.FINISHED if arguments else ExitStatus.USER_ERROR
     if arguments[0] == "--version":
         print(f"megaokd {__version__}")
         return ExitStatus.FINISHED
     if arguments[0] not in COMMANDS:
-        print(f"megaokd: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(COMMANDS)}"
+        print(f"megaokd: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
         return ExitStatus.USER_ERROR
     module = importlib.import_module(COMMANDS[arguments[0]][0])
     return run(module.main, arguments[1:])

@@ -19,6 +19,12 @@ from megaokd.methods import METHODS, apply_method, forget_decided
 
 KeyPath = tuple[str, ...]
 Checked = TypeVar("Checked")
+_WORDS = {
+    "dataclass_type": "Input should be a section, a mapping of keys to values",
+    "dict_type": "Input should be a mapping of keys to values",
+    "tuple_type": "Input should be a list",
+}
+"""pydantic's kinds of errors whose own words name types of Python."""
 _MERGE = "tag:yaml.org,2002:merge"
 """The key `<<`, which a mapping may have several of."""
 
@@ -213,7 +219,8 @@ def _one_branch_each(root: type[Any], errors: list[ErrorDetails]) -> list[ErrorD
     unions: dict[KeyPath, list[ErrorDetails]] = {}
     for details in errors:
         path, union = _without_branches(root, details["loc"])
-        (unions.setdefault(union, []) if union else result).append({**details, "loc": path})
+        words = _WORDS.get(details["type"], details["msg"])
+        (unions.setdefault(union, []) if union else result).append({**details, "loc": path, "msg": words})
     for key, found in unions.items():
         deepest = max(len(details["loc"]) for details in found)
         if deepest > len(key):

@@ -27,6 +27,11 @@ def load_recipe(path: str | Path) -> Recipe:
             from another which has no such thing.
     """
     values, origins = read_yaml(path)
+    if "methods" not in values and "train" in values:
+        raise UserError(
+            f"{path}: this is a training configuration, for `megaokd train`; `megaokd compare` takes a recipe, "
+            "which has a configuration as its base (docs/compare.md)"
+        )
     recipe = check_values(Recipe, values, origins, str(path))
     if len(set(recipe.seeds)) < len(recipe.seeds):
         raise UserError(f"{origins[('seeds',)]}: seeds = {list(recipe.seeds)}: one of them is there twice")

@@ -54,6 +54,12 @@ def write(tmp_path: Path, **changes: Any) -> Path:
     return file
 
 
+def test_a_training_configuration_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data: {train: x}\ntrain: {steps: 3}\ncheckpoint: {folder: r}\n")
+    with pytest.raises(UserError, match=r"own\.yaml: this is a training configuration.*compare\.md\)$"):
+        load_recipe(tmp_path / "own.yaml")
+
+
 def line_of(file: Path, text: str) -> str:
     number = next(number for number, line in enumerate(file.read_text().splitlines(), start=1) if text in line)
     return f"{file}:{number}: "

@@ -182,7 +182,10 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, overrides: list[str], exp
     ("override", "expected"),
     [
         ("data.train=[{path: a, weight: 0}]", "data.train.0.weight = 0: Input should be greater than 0"),
-        ("data.train=3", "data.train = 3: Input should be a valid string; or: Input should be a valid tuple"),
+        ("data.train=3", "data.train = 3: Input should be a valid string; or: Input should be a list"),
+        ("data.train=[x]", "data.train.0 = 'x': Input should be a section, a mapping of keys to values"),
+        ("teacher.cache=x", "teacher.cache = 'x': Input should be a section, a mapping of keys to values"),
+        ("objective.student=3", "objective.student = 3: Input should be a mapping of keys to values"),
         ("data.train=[{weight: 1}]", "the key 'data.train.0.path' is required"),
         ("student.from_teacher.layers=[1, -2]", "layers.1 = -2: Input should be greater than or equal to 0"),
     ],

@@ -2,7 +2,17 @@
 
 import pytest
 
+from megaokd.cli import main
 from megaokd.subcommand import run_command, shown_command
+
+
+def test_a_misspelt_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "megaokd: unknown command 'trian'; did you mean 'train'?\n"
+    assert main(["--local_rank=0"]) == 2
+    assert "; one of train, " in capsys.readouterr().err
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: megaokd COMMAND")
 
 
 def test_status_and_last_lines_come_back() -> None:
