@@ -91,7 +91,7 @@ def write_responses(
     check_is_whole(work.model)
     tokenizer = load_tokenizer(work.model)
     loader = ModelLoader([work.model], tokenizer, ranks)
-    prompts = _read(work, tokenizer, loader.positions - work.options.max_new_tokens, say)
+    prompts = _read(work, tokenizer, loader.positions, say)
     cost = from_main(lambda: _begin(work))
     if cost.responses:
         say(f"{work.output}: {cost.responses} of {len(prompts)} responses are there; going on behind them")
@@ -121,13 +121,21 @@ def write_responses(
     return True
 
 
-def _read(work: Responding, tokenizer: PreTrainedTokenizerBase, room: int, say: Callable[[str], None]) -> list[Prompt]:
+def _read(
+    work: Responding, tokenizer: PreTrainedTokenizerBase, positions: int, say: Callable[[str], None]
+) -> list[Prompt]:
     texts = [(number, record["prompt"]) for number, record in prompt_records(work.prompts)]
+    if not texts:
+        raise UserError(f"{work.prompts}: holds no prompts")
+    room = positions - work.options.max_new_tokens
     encoded = encode_prompts(tokenizer, [text for _, text in texts])
     prompts = [Prompt(text, ids, number - 1) for (number, text), ids in zip(texts, encoded, strict=True)]
     fitting = [prompt for prompt in prompts if 0 < len(prompt.ids) <= room]
     if not fitting:
-        raise UserError(f"{work.prompts}: no prompt with room for {work.options.max_new_tokens} new tokens behind it")
+        raise UserError(
+            f"{work.prompts}: no prompt leaves room for {work.options.max_new_tokens} new tokens in the model's "
+            f"{positions} positions; lower --max-new-tokens, or give shorter prompts"
+        )
     if len(fitting) < len(prompts):
         say(f"{work.prompts}: {len(prompts) - len(fitting)} prompts of {len(prompts)} are empty or too long: left out")
     return fitting

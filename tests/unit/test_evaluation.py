@@ -439,6 +439,19 @@ def test_export_check_tells_the_trained_model_from_another(tmp_path: Path) -> No
         check_export(tmp_path)
 
 
+def test_prompts_that_nothing_can_answer_are_told(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", make_model(3), make_tokenizer())
+    options = generation.GenerationOptions(max_new_tokens=40)
+    work = Responding(model=model, prompts=tmp_path / "prompts.jsonl", output=tmp_path / "out.jsonl", options=options)
+    for text, words in (
+        ("\n", r"prompts\.jsonl: holds no prompts$"),
+        (json.dumps({"prompt": "w5 " * 30}), r"no prompt leaves room for 40 .* 64 positions; lower --max-new-tokens"),
+    ):
+        work.prompts.write_text(text)
+        with pytest.raises(UserError, match=words):
+            write_responses(work, RANKS, print)
+
+
 def test_responses_go_on_after_a_kill(tmp_path: Path) -> None:
     """What was written stays, a torn line is made again, and the file is that of a run that was not interrupted."""
     model = save(tmp_path / "model", make_model(3), make_tokenizer())
