@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     # After parsing: --help and a mistake in the configuration must not wait for torch.
     from megaokd.cost.hardware import Assumptions, Cluster, find_gpu
+    from megaokd.models.hub import CONFIG_FILES, fetch_models
     from megaokd.planning import report
     from megaokd.planning.candidates import given_keys
     from megaokd.planning.plan import Models, make_plan, make_setting
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         usable_memory=options.usable_memory,
     )
     cluster = Cluster(find_gpu(options.gpu), options.nodes, options.gpus_per_node, assumptions)
-    models = Models.read(config)
+    models = Models.read(fetch_models(config, CONFIG_FILES))
     lines = report.head_lines(models, config, cluster)
     if options.search:
         found = search(config, models, cluster, options.loss_share, given_keys(options.overrides))

@@ -14,7 +14,7 @@ from megaokd.distill.objective import Terms
 from megaokd.distill.online_modules import first_online_layer
 from megaokd.errors import UserError
 from megaokd.evaluation.prompts import prompt_texts
-from megaokd.models.hub import fetch_models
+from megaokd.models.hub import CONFIG_FILES, fetch_models
 from megaokd.pipeline.blueprint import check_models, read_architectures
 from megaokd.pipeline.schedule import check_zero_stage
 from megaokd.sampling.check import check_on_policy, terms_on_generated
@@ -39,7 +39,7 @@ def check_sources(grid: Iterable[Work]) -> None:
 def check_before_training(recipe: Recipe) -> None:
     """Open what every evaluation and every run reads, and ask of each method what its training would ask first.
 
-    Of models their config.json is read, no weights; a name on the Hub is fetched, as the first run would do.
+    Of models their config.json is read, no weights.
 
     Raises:
         UserError: files that are missing or not what they should be; a method whose parts exclude one another.
@@ -58,7 +58,7 @@ def check_before_training(recipe: Recipe) -> None:
     for name, config in configs.items():
         if recipe.entries[name].options.adapted_teacher_of is None:  # that teacher is not there yet
             with _named(name):
-                _check_models(fetch_models(config), vocab_size)
+                _check_models(fetch_models(config, CONFIG_FILES), vocab_size)
 
 
 @contextmanager

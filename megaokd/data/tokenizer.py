@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from megaokd.data.hub import may_be_hub_name
+from megaokd.data.hub import may_be_hub_name, tell_hub_name
 from megaokd.data.sentencepiece_model import from_sentencepiece, probes
 from megaokd.errors import UserError
 
@@ -46,6 +46,8 @@ def load_tokenizer(path_or_name: str | Path, *, eos_token: str | None = None) ->
     path = Path(path_or_name)
     if not path.exists() and not may_be_hub_name(str(path_or_name)):
         raise UserError(f"{path_or_name}: there is no such tokenizer folder; `megaokd tokenizer` trains one")
+    if not path.exists():
+        tell_hub_name(str(path_or_name))
     if path.is_file() and path.suffix not in (".json", ".model"):
         raise UserError(f"{path_or_name}: expected a tokenizer's folder, a tokenizer.json or a sentencepiece .model")
     try:

@@ -308,7 +308,7 @@ def test_files_of_prompts_are_read_before_anything_is_trained(tmp_path: Path, mo
     pretend_data(monkeypatch)
     monkeypatch.setattr("megaokd.comparison.preflight._check_data", lambda *_: None)
     monkeypatch.setattr("megaokd.comparison.preflight._check_models", lambda *_: None)
-    monkeypatch.setattr("megaokd.comparison.preflight.fetch_models", lambda config: config)
+    monkeypatch.setattr("megaokd.comparison.preflight.fetch_models", lambda config, _: config)
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"prompt": "p", "output": "o"}\n')
     bad.write_text('{"prompt": "p", "output": "o"}\n{"prompt": "p"}\n')

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from megaokd.config_file import parse_config
 from megaokd.errors import UserError
 from megaokd.models import huggingface_weights
 from megaokd.models.decoder import Decoder, DecoderSlice
-from megaokd.models.hub import fetch_folder
+from megaokd.models.hub import CONFIG_FILES, fetch_folder, fetch_models
 from megaokd.models.huggingface_config import read_architecture
 from megaokd.models.huggingface_weights import load_decoder
 from megaokd.parallel.region import TensorParallel
@@ -177,7 +178,9 @@ def anonymous_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_a_hub_name_is_its_folder_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_its_folder_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert huggingface_hub.constants.HF_HUB_OFFLINE, "tests never ask the network"
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -190,9 +193,16 @@ def test_a_hub_name_is_its_folder_in_the_cache(tmp_path: Path, monkeypatch: pyte
         assert found is not None
         assert Path(found) == cached / "snapshots" / commit
         load(Path(found))
+    assert "megaokd: there is no folder somebody/tiny; asking the Hugging Face Hub" in capsys.readouterr().err
     with pytest.raises(UserError, match="nobody/tiny: there is no such folder, and the Hugging Face Hub"):
         fetch_folder("nobody/tiny")
     with pytest.raises(UserError, match="somebody/tiny@v2: there is no such folder"):
         fetch_folder("somebody/tiny@v2")
     assert fetch_folder(str(tmp_path)) == str(tmp_path)
     assert fetch_folder("./missing") == "./missing"
+    (cached / "snapshots" / commit / "model.safetensors").unlink()
+    values = {"data": {"train": "x"}, "train": {"steps": 1}, "checkpoint": {"folder": "r"}}
+    config = parse_config({**values, "teacher": {"path": "somebody/tiny"}})
+    found = fetch_models(config, CONFIG_FILES).teacher.path
+    assert found is not None
+    assert read_architecture(found).family == "qwen2", "a plan needs no weights"

@@ -259,7 +259,7 @@ MISTAKES = {
         "8",
         "parallel.student_tensor=2",
     ): "student_tensor=2 with parallel.tensor=8 makes 4 groups .* must be a multiple of 4",
-    ("--gpu", "h100", "--nodes", "8", "teacher.path=nowhere"): "nowhere/config.json: cannot be read",
+    ("--gpu", "h100", "--nodes", "8", "teacher.path=./nowhere"): "nowhere/config.json: cannot be read",
     ("--gpu", "h100", "--nodes", "8", "train.zero_stage=2"): "train.zero_stage=2 needs parallel.pipeline=1",
 }
 
