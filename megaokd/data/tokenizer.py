@@ -53,9 +53,12 @@ def load_tokenizer(path_or_name: str | Path, *, eos_token: str | None = None) ->
     try:
         tokenizer = _load(path_or_name)
     except Exception as error:  # transformers raises whatever its parsers meet; all of it means the same to the user
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if path.exists():
+            raise UserError(f"{path_or_name}: no tokenizer can be loaded from here ({reason})") from error
         raise UserError(
-            f"{path_or_name}: no tokenizer can be loaded from here ({type(error).__name__}: {reason})"
+            f"{path_or_name}: there is no such folder, and the Hugging Face Hub does not give a tokenizer of this name "
+            f"({reason})"
         ) from error
     if path.suffix == ".model" and path.is_file():
         _check_conversion(tokenizer, path)

@@ -127,9 +127,14 @@ def test_a_vocabulary_that_does_not_fit_the_texts(tmp_path: Path, vocab_size: in
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_loading_what_is_not_a_tokenizer(tmp_path: Path) -> None:
+def test_loading_what_is_not_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="there is no such tokenizer folder"):
         load_tokenizer(tmp_path / "missing")
+    with pytest.raises(
+        UserError, match="nobody/nothing: there is no such folder, and the Hugging Face Hub does not give"
+    ):
+        load_tokenizer("nobody/nothing")
+    assert "there is no folder nobody/nothing; asking the Hugging Face Hub" in capsys.readouterr().err
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         load_tokenizer(tmp_path)
     (tmp_path / "file").write_text("")
