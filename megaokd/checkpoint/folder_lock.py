@@ -56,9 +56,10 @@ class FolderLock:
             ) from None
         if self._file is not None:
             job = os.environ.get("SLURM_JOB_ID")
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}")
-            self._file.flush()
+            words = f"process {os.getpid()} on {socket.gethostname()}{f', Slurm job {job}' if job else ''}"
+            os.ftruncate(self._file.fileno(), 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                os.write(self._file.fileno(), words.encode())
             threading.Thread(target=self._beat, args=(self._file.fileno(),), daemon=True).start()
         return told
 
