@@ -27,7 +27,7 @@ from megaokd.pipeline.schedule import Runner, build_runner, check_bucket, check_
 from megaokd.pipeline.stage import DriftStage, Slot
 from megaokd.precision import Precision
 from megaokd.sampling.adaptive import Schedule
-from megaokd.sampling.check import check_on_policy, terms_on_generated
+from megaokd.sampling.check import chosen_terms
 from megaokd.sampling.on_policy import OnPolicyBatches
 from megaokd.trunk_cache.fill import Source
 from megaokd.trunk_cache.prepare import prepare_trunks
@@ -70,13 +70,9 @@ def build_run(config: Config, mesh: ParallelMesh) -> Run:
         UserError: what the user asked for does not fit together; the same on every rank where all see the same files.
     """
     # What the configuration alone decides comes first: a mistake is told before models are read or trunks computed.
-    has_teacher = config.teacher.path is not None
-    online = has_teacher and config.teacher.online is not None
-    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    terms, generated = chosen_terms(config)
     check_zero_stage(config.parallel, config.train.zero_stage)
-    check_on_policy(config)
-    on_policy = config.train.on_policy
-    generated = terms_on_generated(terms, keep_ce=on_policy.ce) if on_policy is not None else None
+    online = config.teacher.path is not None and config.teacher.online is not None
     check_backend(config.objective.backend, mesh.device, terms)
     dataset = open_training_data(config.data)
     train, validation = _batches(config, dataset, mesh)

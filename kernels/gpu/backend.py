@@ -31,9 +31,8 @@ def check_device(device: torch.device) -> None:
             " errors slowly, TRITON_INTERPRET=1 in the environment; use 'auto' or 'eager'"
         )
     try:
-        _ = (
-            triton.runtime.driver.active
-        )  # compiled once a process; otherwise by the first kernel, after models are read
+        # Compiled once a process; otherwise by the first kernel, after models are read.
+        _ = triton.runtime.driver.active
     except Exception as error:  # whatever the compiler and the loader raise
         raise RuntimeError(
             f"backend 'triton' cannot start ({' '.join(str(error).split())[:300]}): Triton needs a C compiler where it"

@@ -10,14 +10,13 @@ from megaokd.config import Config
 from megaokd.config_file import parse_config
 from megaokd.data.dataset import TokenDataset
 from megaokd.data.mixture import open_dataset, open_training_data
-from megaokd.distill.objective import Terms
 from megaokd.distill.online_modules import first_online_layer
 from megaokd.errors import UserError
 from megaokd.evaluation.prompts import prompt_texts
 from megaokd.models.hub import CONFIG_FILES, fetch_models
 from megaokd.pipeline.blueprint import check_models, read_architectures
 from megaokd.pipeline.schedule import check_zero_stage
-from megaokd.sampling.check import check_on_policy, terms_on_generated
+from megaokd.sampling.check import chosen_terms
 
 
 def check_sources(grid: Iterable[Work]) -> None:
@@ -53,7 +52,8 @@ def check_before_training(recipe: Recipe) -> None:
         configs[name] = parse_config(recipe.values(name, seed, recipe.cell_folder(name, seed)))
     for name, config in configs.items():
         with _named(name):
-            _check_options(config)
+            chosen_terms(config)
+            check_zero_stage(config.parallel, config.train.zero_stage)
     _check_data(recipe, configs)
     for name, config in configs.items():
         if recipe.entries[name].options.adapted_teacher_of is None:  # that teacher is not there yet
@@ -68,16 +68,6 @@ def _named(method: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"method {method!r}: {error}") from None
-
-
-def _check_options(config: Config) -> None:
-    has_teacher = config.teacher.path is not None
-    online = has_teacher and config.teacher.online is not None
-    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
-    check_zero_stage(config.parallel, config.train.zero_stage)
-    check_on_policy(config)
-    if config.train.on_policy is not None:
-        terms_on_generated(terms, keep_ce=config.train.on_policy.ce)
 
 
 def _check_data(recipe: Recipe, configs: Mapping[str, Config]) -> None:

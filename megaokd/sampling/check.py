@@ -1,8 +1,22 @@
-"""What `train.on_policy` does not go together with."""
+"""The terms of a loss, on the data and on the student's own text; what `train.on_policy` does not go together with."""
 
 from megaokd.config import Config
 from megaokd.distill.objective import Terms
 from megaokd.errors import UserError
+
+
+def chosen_terms(config: Config) -> tuple[Terms, Terms | None]:
+    """The terms of the loss, and those on text that the student has written, if the run trains on such text.
+
+    Raises:
+        UserError: a side would have nothing to learn, or `check_on_policy` refuses; the configuration alone decides it.
+    """
+    has_teacher = config.teacher.path is not None
+    online = has_teacher and config.teacher.online is not None
+    terms = Terms.from_config(config.objective, has_teacher=has_teacher, online=online)
+    check_on_policy(config)
+    on_policy = config.train.on_policy
+    return terms, terms_on_generated(terms, keep_ce=on_policy.ce) if on_policy is not None else None
 
 
 def check_on_policy(config: Config) -> None:
